@@ -1,0 +1,59 @@
+# Chimera's single interface; `make` alone prints the help. Every target works on a fresh machine with python3
+# (3.11 or later), git, make and a C compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+        --custom-compile-command "make lock" pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run start-all stop-all status test-client test-gateway test check format lock setup-run setup-dev ollama
+
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "; print "Chimera: Ollama on every GPU of this machine, behind one address\n"} \
+	      /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2} \
+	      END {print "\nSettings: .env.example. Commands: $(BIN)/chimera --help (after the first make run)."}' $(MAKEFILE_LIST)
+
+run: setup-run ollama ## Everything needed, then supervisor and gateway in the foreground (Ctrl-C stops)
+	@$(BIN)/chimera run
+
+start-all: setup-run ollama ## The same in the background; returns when the fleet is ready
+	@$(BIN)/chimera start
+
+stop-all: setup-run ## Stop what start-all (or run) started
+	@$(BIN)/chimera stop
+
+status: setup-run ## Show the gateway, the primary, the workers and the GPUs
+	@$(BIN)/chimera status
+
+test-client: setup-run ## Try client.sh against the running gateway, command by command
+	@scripts/test_client.sh
+
+test-gateway: setup-run ## Spawn workers, fire requests at once, show queueing and balance (ARGS="--help")
+	@$(BIN)/python scripts/test_gateway.py $(ARGS)
+
+test: setup-dev ## Everything needed, then the whole test suite, real Ollama included
+	@$(BIN)/python scripts/embedded.py install --force
+	@$(BIN)/pytest
+
+check: setup-dev ## Format, lint, types, unit tests: under a minute
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/pytest -q -m "not system"
+
+format: setup-dev ## Format the code and fix what lint can fix
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+lock: setup-dev ## Write the lock files anew from pyproject.toml
+	@$(LOCK) --upgrade --group build --output-file requirements/run.lock
+	@$(LOCK) --upgrade --group dev --output-file requirements/dev.lock
+
+setup-run:
+	@$(PYTHON) scripts/bootstrap.py run
+
+setup-dev:
+	@$(PYTHON) scripts/bootstrap.py dev
+
+ollama: setup-run
+	@$(BIN)/python scripts/embedded.py install

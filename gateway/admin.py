@@ -1,0 +1,260 @@
+"""The admin API: what the operator sees and changes over HTTP (contract.md has the table)."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+import trio
+from quart import Blueprint, Response, request
+from werkzeug.exceptions import HTTPException
+
+from gateway.admission import Admission
+from gateway.auth import refusal
+
+# The longest that ?wait=1 waits; the answer then says what state things are in.
+WAIT_TIMEOUT_S = 900.0
+
+Row = dict[str, Any]
+
+
+Refusal = Literal["not_understood", "not_found", "no_room"]
+STATUS: dict[Refusal, int] = {"not_understood": 400, "not_found": 404, "no_room": 409}
+
+
+class NotUnderstood(Exception):
+    """The operator's request has not the form that it must have; the text says where."""
+
+
+class FleetAdmin(Protocol):
+    """What the admin API needs of the supervisor. Rows are JSON objects.
+
+    It may raise errors of its own, whose text is for the operator; `refusal_of` says what kind each is.
+    """
+
+    def refusal_of(self, error: Exception) -> Refusal | None:
+        """Return what kind of refusal an error is; None for one that is no refusal but a bug."""
+        ...
+
+    def instances(self) -> list[Row]:
+        """Every worker."""
+        ...
+
+    def instance(self, worker_id: str) -> Row:
+        """One worker."""
+        ...
+
+    def primary(self) -> Row:
+        """The primary, and what the model store is doing."""
+        ...
+
+    def spawn(self, gpu: str | int | None, count: int, slots: int | None) -> list[str]:
+        """Add workers; return their ids."""
+        ...
+
+    def prune(self, ids: Sequence[str] | None, gpu: str | int | None, *, idle: bool, force: bool) -> list[str]:
+        """Remove workers; return their ids."""
+        ...
+
+    def order(self, worker_id: str, verb: str) -> None:
+        """Carry out drain, cordon, uncordon or restart."""
+
+    async def wait_settled(self, ids: Sequence[str]) -> None:
+        """Return when each worker is ready, has failed or is gone."""
+
+    async def wait_gone(self, ids: Sequence[str]) -> None:
+        """Return when each worker is gone."""
+
+    def gpus(self) -> Row:
+        """The GPUs, and why there are none."""
+        ...
+
+    def quarantine(self, gpu: str) -> Row:
+        """Take a GPU out of use."""
+        ...
+
+    def release(self, gpu: str) -> Row:
+        """Let a GPU be used again."""
+        ...
+
+    def log_lines(self, worker_id: str, count: int) -> list[str]:
+        """Return the last lines of a worker's log."""
+        ...
+
+    def follow_log(self, worker_id: str, count: int) -> AsyncIterator[str]:
+        """Yield the last lines of a worker's log, then each new one. Ends by cancellation."""
+        ...
+
+    def events(self) -> list[Row]:
+        """What happened, oldest first."""
+        ...
+
+    def follow_events(self) -> AsyncIterator[Row]:
+        """Yield what happened, then each thing as it happens. Ends by cancellation."""
+        ...
+
+
+class SpawnAsk(msgspec.Struct, forbid_unknown_fields=True):
+    """What POST /admin/instances/spawn takes."""
+
+    gpu: int | str | None = None
+    count: int = 1
+    slots: int | None = None
+    wait: bool = False
+
+
+class PruneAsk(msgspec.Struct, forbid_unknown_fields=True):
+    """What POST /admin/instances/prune takes."""
+
+    ids: list[str] | None = None
+    gpu: int | str | None = None
+    idle: bool = False
+    force: bool = False
+    wait: bool = False
+
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+
+def understood(kind: type[Asked], query: dict[str, str], body: bytes | str) -> Asked:
+    """Return what was asked, in JSON or in the query. Raises NotUnderstood that names the field."""
+    fields: dict[str, Any] = dict(query)
+    if body.strip():
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            raise NotUnderstood(f"the body is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise NotUnderstood("the body must be a JSON object")
+        fields |= value
+    if isinstance(fields.get("ids"), str):
+        fields["ids"] = [part for part in fields["ids"].split(",") if part]
+    try:
+        return msgspec.convert(fields, type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        names = ", ".join(kind.__struct_fields__)
+        raise NotUnderstood(f"not understood: {error}; fields: {names}") from error
+
+
+def answered(value: Any, status: int = 200) -> Response:
+    """Return a JSON answer with a line's end, for people with curl."""
+    return Response(json.dumps(value) + "\n", status=status, content_type="application/json")
+
+
+def make_admin(fleet: FleetAdmin, admission: Admission, token: str | None) -> Blueprint:  # noqa: C901 - one view each
+    """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs."""
+    admin = Blueprint("admin", __name__, url_prefix="/admin")
+
+    @admin.before_request
+    async def check() -> Response | None:
+        headers = [(name.lower().encode("latin1"), value.encode("latin1")) for name, value in request.headers]
+        peer = (request.scope.get("client") or (None,))[0]
+        said = refusal(headers, peer, token)
+        if said is None:
+            return None
+        answer = answered({"error": said.sentence}, said.status)
+        if said.status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+
+    @admin.errorhandler(Exception)
+    async def refused(error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            return answered({"error": f"{error.name.lower()}: {request.method} {request.path}"}, error.code or 500)
+        kind = "not_understood" if isinstance(error, NotUnderstood) else fleet.refusal_of(error)
+        if kind is None:
+            raise error
+        return answered({"error": str(error)}, STATUS[kind])
+
+    @admin.get("/instances")
+    async def instances() -> Response:
+        return answered({"instances": fleet.instances(), "queue": admission.queue(), "primary": fleet.primary()})
+
+    @admin.post("/instances/spawn")
+    async def spawn() -> Response:
+        ask = understood(SpawnAsk, request.args.to_dict(), await request.get_data(as_text=False))
+        ids = fleet.spawn(ask.gpu, ask.count, ask.slots)
+        if ask.wait:
+            with trio.move_on_after(WAIT_TIMEOUT_S):
+                await fleet.wait_settled(ids)
+        rows = [row for row in fleet.instances() if row["id"] in ids]
+        return answered({"instances": rows}, 202)
+
+    @admin.post("/instances/prune")
+    async def prune() -> Response:
+        ask = understood(PruneAsk, request.args.to_dict(), await request.get_data(as_text=False))
+        ids = fleet.prune(ask.ids, ask.gpu, idle=ask.idle, force=ask.force)
+        if ask.wait:
+            with trio.move_on_after(WAIT_TIMEOUT_S):
+                await fleet.wait_gone(ids)
+        return answered({"pruned": ids}, 202)
+
+    @admin.get("/instances/<worker_id>")
+    async def instance(worker_id: str) -> Response:
+        return answered(fleet.instance(worker_id))
+
+    @admin.delete("/instances/<worker_id>")
+    async def remove(worker_id: str) -> Response:
+        ask = understood(PruneAsk, request.args.to_dict(), await request.get_data(as_text=False))
+        return answered({"pruned": fleet.prune([worker_id], None, idle=False, force=ask.force)}, 202)
+
+    @admin.post("/instances/<worker_id>/<any(drain,cordon,uncordon,restart):verb>")
+    async def order(worker_id: str, verb: str) -> Response:
+        fleet.order(worker_id, verb)
+        return answered(fleet.instance(worker_id), 202)
+
+    @admin.get("/instances/<worker_id>/logs")
+    async def logs(worker_id: str) -> Response:
+        count = _count(request.args.get("n", "200"))
+        if not _truth(request.args.get("follow")):
+            lines = await trio.to_thread.run_sync(fleet.log_lines, worker_id, count)
+            return Response("".join(f"{line}\n" for line in lines), content_type="text/plain; charset=utf-8")
+        fleet.instance(worker_id)  # refused before the answer begins
+        return _streamed(_lines(fleet.follow_log(worker_id, count)), "text/plain; charset=utf-8")
+
+    @admin.get("/gpus")
+    async def gpus() -> Response:
+        return answered(fleet.gpus())
+
+    @admin.post("/gpus/<gpu>/quarantine")
+    async def quarantine(gpu: str) -> Response:
+        return answered(fleet.quarantine(gpu), 202)
+
+    @admin.post("/gpus/<gpu>/release")
+    async def release(gpu: str) -> Response:
+        return answered(fleet.release(gpu), 202)
+
+    @admin.get("/events")
+    async def events() -> Response:
+        kind = "application/x-ndjson"
+        if not _truth(request.args.get("follow")):
+            return Response("".join(json.dumps(row) + "\n" for row in fleet.events()), content_type=kind)
+        return _streamed(_json_lines(fleet.follow_events()), kind)
+
+    return admin
+
+
+def _streamed(lines: AsyncIterator[bytes], content_type: str) -> Response:
+    answer = Response(lines, content_type=content_type)
+    answer.timeout = None  # Quart would cut it after a minute
+    return answer
+
+
+async def _lines(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    async for line in lines:
+        yield line.encode() + b"\n"
+
+
+async def _json_lines(rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    async for row in rows:
+        yield json.dumps(row).encode() + b"\n"
+
+
+def _truth(text: str | None) -> bool:
+    return text is not None and text.lower() in ("1", "true", "yes", "on", "")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 100_000:
+        raise NotUnderstood(f"n is {text!r}; it must be a number of lines, at most 100000")
+    return int(text)

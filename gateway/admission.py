@@ -1,0 +1,148 @@
+"""Waiting for a slot. The only file that waits on the dispatcher, and where the supervisor's word reaches it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway.dispatch import Dispatcher, Lease, Ticket, WorkerSlots
+from gateway.errors import QueueTimeout, ShuttingDown
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Ticket):
+    """A ticket somebody waits for; `since` is trio's clock at its first arrival."""
+
+    since: float = 0.0
+    granted: trio.Event = field(default_factory=trio.Event)
+
+
+class Admission:
+    """Gives leases, one `with` block each. To the supervisor it is the `Leases` that it tells about workers."""
+
+    def __init__(self, queue_size: int, queue_timeout_s: float, random_unit: Callable[[], float]) -> None:
+        self.queue_timeout_s = queue_timeout_s
+        self.dispatcher = Dispatcher(queue_size, random_unit)
+        self._tickets: set[Waiting] = set()
+        self._shut = False
+        self._drained: dict[str, trio.Event] = {}
+
+    # -- for the exchange ----------------------------------------------------------------------------------------
+
+    def ticket(self, model: str | None) -> Waiting:
+        """Make the ticket of one request; it may be given to `lease` again, after a worker was lost."""
+        return Waiting(model, since=trio.current_time())
+
+    @asynccontextmanager
+    async def lease(self, ticket: Waiting) -> AsyncIterator[Lease]:
+        """Wait for a slot and hold it for the block.
+
+        Raises QueueFull and NoWorkerWanted at once, QueueTimeout when QUEUE_TIMEOUT_S have passed since the
+        ticket's first arrival, ShuttingDown. Cancellation, waiting or holding, gives the place back at once.
+        """
+        self._arrive(ticket)
+        try:
+            yield ticket.lease or await self._wait(ticket)
+        finally:
+            self._leave(ticket)
+
+    def _arrive(self, ticket: Waiting) -> None:
+        if self._shut:
+            raise ShuttingDown
+        ticket.lease, ticket.granted = None, trio.Event()
+        self._wake(self.dispatcher.arrive(ticket))
+        self._tickets.add(ticket)
+
+    def _leave(self, ticket: Waiting) -> None:
+        self._tickets.discard(ticket)
+        self._wake(self.dispatcher.cancel(ticket))
+        if ticket.lease is not None:
+            self._note_drained(ticket.lease.worker_id)
+
+    async def _wait(self, ticket: Waiting) -> Lease:
+        deadline = ticket.since + self.queue_timeout_s
+        with trio.CancelScope(deadline=deadline):
+            await ticket.granted.wait()
+        if ticket.lease is not None:
+            return ticket.lease
+        if self._shut:
+            raise ShuttingDown
+        ready = sum(not worker.cordoned for worker in self.dispatcher.ready())
+        raise QueueTimeout(trio.current_time() - ticket.since, ready_workers=ready)
+
+    def _wake(self, granted: list[Ticket]) -> None:
+        for ticket in granted:
+            assert isinstance(ticket, Waiting)  # noqa: S101 - nobody else makes tickets
+            ticket.granted.set()
+
+    # -- for the supervisor (its protocol `Leases`) --------------------------------------------------------------
+
+    def worker_ready(self, worker_id: str, *, port: int, slots: int, models: frozenset[str], cordoned: bool) -> None:
+        """Take a worker's new process into service."""
+        self._wake(self.dispatcher.worker_ready(worker_id, port, slots, models, cordoned=cordoned))
+
+    def worker_lost(self, worker_id: str) -> None:
+        """Give no more leases to a worker; those it has are void."""
+        self.dispatcher.worker_lost(worker_id)
+        self._note_drained(worker_id)
+
+    def cordon(self, worker_id: str) -> None:
+        """Give no new lease to a worker."""
+        self.dispatcher.cordon(worker_id)
+
+    def uncordon(self, worker_id: str) -> None:
+        """Give leases to a worker again."""
+        self._wake(self.dispatcher.uncordon(worker_id))
+
+    def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
+        """Learn what a worker has loaded."""
+        self.dispatcher.worker_models(worker_id, models)
+
+    def inflight(self, worker_id: str) -> int:
+        """How many leases a worker has."""
+        return self.dispatcher.inflight(worker_id)
+
+    async def wait_drained(self, worker_id: str) -> None:
+        """Return when a worker has no lease."""
+        while self.dispatcher.inflight(worker_id):
+            await self._drained.setdefault(worker_id, trio.Event()).wait()
+
+    def _note_drained(self, worker_id: str) -> None:
+        if not self.dispatcher.inflight(worker_id) and (event := self._drained.pop(worker_id, None)):
+            event.set()
+
+    def fleet_wanted(self, count: int) -> None:
+        """Learn how many workers there are to be: with none, a request is told so instead of waiting."""
+        self.dispatcher.wanted_workers = count
+
+    # -- for the door and the admin API --------------------------------------------------------------------------
+
+    def shut(self) -> None:
+        """Answer every waiting ticket, and each that comes, with ShuttingDown. Leases go on."""
+        self._shut = True
+        for ticket in list(self._tickets):
+            ticket.granted.set()
+
+    async def wait_all_drained(self) -> None:
+        """Return when no lease is left anywhere."""
+        for worker in self.dispatcher.ready():
+            await self.wait_drained(worker.id)
+
+    def ready(self) -> list[WorkerSlots]:
+        """The workers in service that are not cordoned."""
+        return [worker for worker in self.dispatcher.ready() if not worker.cordoned]
+
+    def queue(self) -> dict[str, float]:
+        """The queue as the admin API shows it."""
+        waiting = [ticket for ticket in self.dispatcher.waiting if isinstance(ticket, Waiting)]
+        oldest = min((ticket.since for ticket in waiting), default=None)
+        return {
+            "depth": len(waiting),
+            "size": self.dispatcher.queue_size,
+            "oldest_s": 0.0 if oldest is None else round(trio.current_time() - oldest, 3),
+        }
+
+    def __repr__(self) -> str:
+        leases = sum(len(worker.leases) for worker in self.dispatcher.ready())
+        return f"<Admission {leases} leases, {len(self.dispatcher.waiting)} tickets>"

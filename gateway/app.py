@@ -1,0 +1,43 @@
+"""The Quart-Trio application: admin, health, metrics; and the words for what it does not have."""
+
+import logging
+
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from gateway.admin import FleetAdmin, answered, make_admin
+from gateway.admission import Admission
+from gateway.metrics import Metrics
+
+
+def make_app(fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None) -> QuartTrio:
+    """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
+    app = QuartTrio(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
+    logging.getLogger(__name__).setLevel(logging.WARNING)
+    app.register_blueprint(make_admin(fleet, admission, admin_token))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return answered({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        ready = len(admission.ready())
+        return answered({"ready_workers": ready}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        text = metrics.render(admission.queue()["depth"], fleet.instances(), fleet.gpus()["gpus"])
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.errorhandler(HTTPException)
+    async def refused(error: HTTPException) -> Response:
+        answer = answered({"error": (error.name or "error").lower()}, error.code or 500)
+        for name, value in error.get_headers():
+            if name.lower() in ("allow", "retry-after"):
+                answer.headers[name] = value
+        return answer
+
+    return app

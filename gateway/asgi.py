@@ -1,0 +1,208 @@
+"""The ASGI side of the gateway: requests from Hypercorn to the exchange, everything else to Quart."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import structlog
+import trio
+
+from gateway.errors import BodyTooLarge, ClientGone, GatewayError, dialect_of
+from gateway.exchange import Exchange, Request, answer_error
+from gateway.fleetwide import Fleetwide
+from gateway.headers import Headers, framing_of, request_id_of, value_of
+from gateway.metrics import Metrics
+from gateway.ollama import FORWARDED, Answerer, Kind, answerer, read_ask
+
+log = structlog.get_logger("gateway")
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+# What is still read of a body that is refused, so that the client hears the refusal before its connection is cut.
+DISCARD_BYTES = 1024**3
+DISCARD_TIMEOUT_S = 10.0
+
+
+class AsgiBody:
+    """A request's body as it comes, and the news that the client has left."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.complete = False
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.complete = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def read(self, declared: bytes | None, max_body_bytes: int) -> bytes:
+        """Return the whole body. Raises BodyTooLarge, at once where the length was declared, and ClientGone."""
+        if declared is not None and int(declared) > max_body_bytes:
+            raise BodyTooLarge(max_body_bytes)
+        parts: list[bytes] = []
+        length = 0
+        while not self.complete:
+            parts.append(await self._next())
+            length += len(parts[-1])
+            if length > max_body_bytes:
+                raise BodyTooLarge(max_body_bytes)
+        return b"".join(parts)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the body part by part; nothing is held. Raises ClientGone."""
+        while not self.complete:
+            if part := await self._next():
+                yield part
+
+    async def discard(self) -> None:
+        """Read what is left of a refused body, within bounds. Raises ClientGone."""
+        left = DISCARD_BYTES
+        with trio.move_on_after(DISCARD_TIMEOUT_S):
+            while not self.complete and left > 0:
+                left -= len(await self._next())
+
+    async def wait_gone(self) -> None:
+        """Return when the client has left. Only after the body is complete."""
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+
+
+class AsgiReply:
+    """An answer through ASGI."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.status = 0
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the head."""
+        self.started, self.status = True, status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes) -> None:
+        """Send a part of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Complete the body."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def abort(self) -> None:
+        """Leave the body incomplete: Hypercorn then cuts the connection when the application returns."""
+
+
+class Front:
+    """The ASGI application: Ollama's and OpenAI's paths here, the rest to `pages` (Quart)."""
+
+    def __init__(self, exchange: Exchange, metrics: Metrics, pages: App, *, max_body_bytes: int) -> None:
+        self._exchange = exchange
+        self._fleetwide = Fleetwide(exchange)
+        self._metrics = metrics
+        self._pages = pages
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request. Cancellation, and the client's leaving, end the exchange and give its slot back."""
+        if scope["type"] != "http":
+            await self._pages(scope, receive, send)
+            return
+        who = answerer(scope["method"], scope["path"])
+        if who is Answerer.GATEWAY:
+            await self._pages(scope, receive, send)
+            return
+        request = _request(scope)
+        body, reply = AsgiBody(receive), AsgiReply(send)
+        try:
+            await self._carry_out(who, request, body, reply)
+        except ClientGone:
+            log.debug("client left", request=request.id, path=request.path)
+            return
+        finally:
+            self._metrics.answered(_route(who, request.path), reply.status)
+        log.debug(
+            "answered", request=request.id, path=request.path, status=reply.status, worker=request.worker_id,
+            queue_ms=round(request.waited_s * 1000), attempts=request.attempts,
+        )  # fmt: skip
+
+    async def _carry_out(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
+        try:
+            await self._answer(who, request, body, reply)
+        except GatewayError as fault:
+            if isinstance(fault, ClientGone) or reply.started:
+                raise ClientGone from fault
+            if not body.complete:
+                await body.discard()
+            await answer_error(request, fault, reply)  # type: ignore[arg-type]  # every GatewayError but ClientGone is a Fault
+
+    async def _answer(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
+        if who is Answerer.PRIMARY and framing_of(request.headers):
+            # the client's leaving is met by the reader of its body, then by its watcher
+            await self._exchange.to_primary(request, body.stream(), reply)
+            return
+        whole = await body.read(value_of(request.headers, b"content-length"), self._max_body_bytes)
+        gone = False
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal gone
+                await body.wait_gone()
+                gone = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            fault = await self._caught(self._inference(who, request, whole, reply))
+            nursery.cancel_scope.cancel()
+        if gone:
+            raise ClientGone
+        if fault is not None:
+            raise fault
+
+    async def _caught(self, doing: Awaitable[None]) -> GatewayError | None:
+        """Carry a fault out of a nursery by hand: an exception group would hide it."""
+        try:
+            await doing
+        except GatewayError as fault:
+            return fault
+        return None
+
+    async def _inference(self, who: Answerer, request: Request, body: bytes, reply: AsgiReply) -> None:
+        if who is Answerer.FLEET:
+            await self._fleetwide.ps(request, reply)
+            return
+        if who is Answerer.PRIMARY:
+            await self._exchange.to_primary(request, None, reply)
+            return
+        kind = (value_of(request.headers, b"content-type") or b"").decode("latin1").lower()
+        ask = read_ask(request.path, kind, body)
+        match ask.kind:
+            case Kind.HOPELESS:
+                await self._exchange.to_primary(request, body, reply)
+            case Kind.LOAD | Kind.UNLOAD:
+                await self._fleetwide.load(request, ask, body, reply)
+            case Kind.INFERENCE:
+                await self._exchange.infer(request, ask, body, reply)
+
+
+def _request(scope: Message) -> Request:
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope.get("query_string", b"")
+    headers: Headers = [(name.lower(), value) for name, value in scope["headers"]]
+    return Request(
+        method=scope["method"],
+        path=scope["path"],
+        target=raw_path + (b"?" + query if query else b""),
+        headers=headers,
+        dialect=dialect_of(scope["path"]),
+        id=request_id_of(headers, uuid4().hex),
+    )
+
+
+def _route(who: Answerer, path: str) -> str:
+    """Return a metric's label: one of a bounded set, whatever clients ask for."""
+    return path if path in FORWARDED else who.value

@@ -1,0 +1,56 @@
+"""Who may administer. Pure but for the constant-time comparison of the token."""
+
+import hmac
+import ipaddress
+import socket
+
+from gateway.errors import Told
+from gateway.headers import Headers, value_of
+
+# A proxy on this machine connects from loopback whoever stands behind it.
+_PROXIED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+
+
+def is_loopback(address: str | None) -> bool:
+    """Say whether a peer's address is this machine's own."""
+    try:
+        return address is not None and ipaddress.ip_address(address.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def is_local_name(host: bytes | None) -> bool:
+    """Say whether a Host header names this machine by a name that no web page can have made up (DNS rebinding)."""
+    if host is None:
+        return True  # HTTP/1.0; browsers always send one
+    name = host.decode("latin1").rsplit(":", 1)[0] if not host.endswith(b"]") else host.decode("latin1")
+    name = name.strip("[]").rstrip(".").lower()
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower()
+
+
+def refusal(headers: Headers, peer: str | None, token: str | None) -> Told | None:
+    """Return why a request may not administer, or None when it may.
+
+    With a token set, the token decides (Authorization: Bearer). Without one only this machine itself may: the
+    peer on loopback, not through a proxy, and not a web page's doing (a foreign Host, a cross-site request).
+    """
+    if token is not None:
+        given = value_of(headers, b"authorization") or b""
+        scheme, _, secret = given.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(secret.strip(), token.encode()):
+            return None
+        return Told(401, "the admin API needs Authorization: Bearer ADMIN_TOKEN")
+    if not is_loopback(peer) or any(value_of(headers, name) is not None for name in _PROXIED):
+        return Told(403, "the admin API answers this machine only, until ADMIN_TOKEN is set")
+    origin = value_of(headers, b"origin")
+    if origin is not None and not is_local_name(origin.partition(b"://")[2].partition(b"/")[0]):
+        return Told(403, "the admin API does not answer web pages of other sites")
+    if value_of(headers, b"sec-fetch-site") in (b"cross-site", b"same-site"):
+        return Told(403, "the admin API does not answer web pages of other sites")
+    if not is_local_name(value_of(headers, b"host")):
+        return Told(403, "the admin API needs a local Host (such as 127.0.0.1), until ADMIN_TOKEN is set")
+    return None

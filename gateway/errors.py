@@ -1,0 +1,172 @@
+"""What can go wrong with a request, named by phase and by fault, and what the client is told. Pure.
+
+One exhaustive match turns a fault into status, headers and sentence; one writes the sentence in the dialect of
+the API that was asked (Ollama's, OpenAI's, Anthropic's), so that every client meets the errors it knows.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+# Ollama's own words for its own full queue (its two spaces included): clients already know them.
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+
+
+class Dialect(Enum):
+    """Whose form an error has."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+def dialect_of(path: str) -> Dialect:
+    """Return the dialect of a path's API."""
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    return Dialect.OPENAI if path.startswith("/v1/") else Dialect.OLLAMA
+
+
+class GatewayError(Exception):
+    """Base of the faults below; `str()` is for logs."""
+
+
+class QueueFull(GatewayError):
+    """The queue has no place for one more ticket."""
+
+
+class QueueTimeout(GatewayError):
+    """A ticket waited longer than QUEUE_TIMEOUT_S."""
+
+    def __init__(self, waited_s: float, *, ready_workers: int) -> None:
+        super().__init__(f"waited {waited_s:.0f} s, {ready_workers} workers ready")
+        self.waited_s = waited_s
+        self.ready_workers = ready_workers
+
+
+class NoWorkerWanted(GatewayError):
+    """The fleet is empty by the operator's wish: waiting would not help."""
+
+
+class ShuttingDown(GatewayError):
+    """Chimera is going down."""
+
+
+class PrimaryAway(GatewayError):
+    """The primary is not there, or went away before it answered."""
+
+
+class BodyTooLarge(GatewayError):
+    """A request body is larger than MAX_BODY_BYTES."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        super().__init__(f"more than {max_body_bytes} bytes")
+        self.max_body_bytes = max_body_bytes
+
+
+class ConnectFailed(GatewayError):
+    """A worker did not take the connection. Nothing was sent to the client."""
+
+
+class WorkerLost(GatewayError):
+    """A worker's connection broke before its answer was complete."""
+
+
+class WorkerRefused(GatewayError):
+    """A worker answered that it cannot take work just now (502, 503, 504). Nothing was sent to the client."""
+
+
+class FirstByteTimeout(GatewayError):
+    """A worker gave no first byte within FIRST_BYTE_TIMEOUT_S."""
+
+
+class Stalled(GatewayError):
+    """A worker fell silent within its answer for STALL_TIMEOUT_S."""
+
+
+class ClientGone(GatewayError):
+    """The client left; there is nobody to tell."""
+
+
+Fault = (
+    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge
+    | ConnectFailed | WorkerLost | WorkerRefused | FirstByteTimeout | Stalled
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client is told of a fault: `retry_after_s` None means that trying again is no use by itself."""
+
+    status: int
+    sentence: str
+    retry_after_s: int | None = None
+
+
+def told(fault: Fault) -> Told:
+    """Return what the client is told."""
+    match fault:
+        case QueueFull():
+            return Told(503, BUSY, 1)
+        case QueueTimeout(ready_workers=0):
+            return Told(503, f"no worker was ready within {fault.waited_s:.0f} s (QUEUE_TIMEOUT_S)", 5)
+        case QueueTimeout():
+            return Told(503, f"no slot became free within {fault.waited_s:.0f} s (QUEUE_TIMEOUT_S)", 5)
+        case NoWorkerWanted():
+            return Told(503, "the fleet has no workers; spawn one (chimera spawn)", 30)
+        case ShuttingDown():
+            return Told(503, "the server is shutting down", 5)
+        case PrimaryAway():
+            return Told(503, "the primary ollama server is not ready", 2)
+        case BodyTooLarge():
+            return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
+        case ConnectFailed() | WorkerLost() | WorkerRefused():
+            return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
+        case FirstByteTimeout():
+            return Told(504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)")
+        case Stalled():
+            return Told(504, "the worker fell silent within its answer (STALL_TIMEOUT_S)")
+        case _:
+            assert_never(fault)
+
+
+def error_headers(said: Told) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an error answer, but for its length."""
+    headers = [(b"content-type", b"application/json; charset=utf-8")]
+    if said.retry_after_s is not None:
+        headers.append((b"retry-after", str(said.retry_after_s).encode()))
+    return headers
+
+
+def error_body(dialect: Dialect, status: int, sentence: str) -> bytes:
+    """Return an error as the dialect's clients expect it."""
+    return json.dumps(_error(dialect, status, sentence)).encode()
+
+
+def error_event(dialect: Dialect, sentence: str, *, sse: bool, mid_line: bool) -> bytes:
+    """Return what ends a broken stream, so that it never looks complete.
+
+    A line of its own: `mid_line` says that the last byte sent was not a line's end.
+    """
+    body = json.dumps(_error(dialect, 502, sentence)).encode()
+    if not sse:
+        return (b"\n" if mid_line else b"") + body + b"\n"
+    event = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
+    return (b"\n\n" if mid_line else b"") + event + b"data: " + body + b"\n\n"
+
+
+def _error(dialect: Dialect, status: int, sentence: str) -> dict[str, object]:
+    match dialect:
+        case Dialect.OLLAMA:
+            return {"error": sentence}
+        case Dialect.OPENAI:
+            kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
+            kind = kinds.get(status, "api_error")
+            return {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+        case Dialect.ANTHROPIC:
+            kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large",
+                     503: "overloaded_error"}  # fmt: skip
+            return {"type": "error", "error": {"type": kinds.get(status, "api_error"), "message": sentence}}
+        case _:
+            assert_never(dialect)

@@ -1,0 +1,62 @@
+"""Which headers pass, which do not, and the request id. Pure; names are lower-case bytes, as in ASGI."""
+
+import re
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+# RFC 9110, 7.6.1: for one connection only; what Connection names comes on top.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade",
+    }
+)  # fmt: skip
+# Host is rewritten: Ollama refuses a foreign one with 403. Authorization is between the client and Chimera, and
+# no secret of it may reach a worker's log. Expect is answered here. The length is set anew with the body.
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"authorization", b"content-length", b"expect", b"x-request-id"}
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Return the first value of a header, or None."""
+    return next((value for key, value in headers if key == name), None)
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    return frozenset(
+        token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")
+    )
+
+
+def framing_of(headers: Headers) -> Headers:
+    """Return the header that frames a request body as it came, for a body that is passed on in parts.
+
+    Empty when there is none to come (RFC 9112, 6.3). Content-Length beside Transfer-Encoding was refused before.
+    """
+    if value_of(headers, b"transfer-encoding") is not None:
+        return [(b"transfer-encoding", b"chunked")]
+    length = value_of(headers, b"content-length")
+    return [] if length is None else [(b"content-length", length)]
+
+
+def request_headers(headers: Headers, *, port: int, request_id: str, framing: Headers) -> Headers:
+    """Return what a worker gets: the client's headers but for those of the connection, and our own."""
+    dropped = _NOT_FORWARDED | _named_by_connection(headers)
+    passed = [(name, value) for name, value in headers if name not in dropped]
+    host = (b"host", f"127.0.0.1:{port}".encode())
+    return [host, *passed, *framing, (b"x-request-id", request_id.encode())]
+
+
+def response_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return what a client gets of a worker's headers, with lower-case names; the length stays as it is."""
+    given = [(name.lower(), value) for name, value in headers]
+    dropped = HOP_BY_HOP | _named_by_connection(given) | {b"date"}  # the date is set where the answer is sent
+    return [(name, value) for name, value in given if name not in dropped]
+
+
+def request_id_of(headers: Headers, fresh: str) -> str:
+    """Return the client's own X-Request-Id if it is harmless to log, else `fresh`."""
+    given = value_of(headers, b"x-request-id")
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else fresh

@@ -1,0 +1,129 @@
+"""Ollama's API as data: which path who answers, and what a body asks for. Pure."""
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class Answerer(Enum):
+    """Who answers a request."""
+
+    WORKER = "worker"  # a lease on one of the fleet, through the queue
+    PRIMARY = "primary"  # the owner of the model store, at once
+    FLEET = "fleet"  # an answer made of all workers'
+    GATEWAY = "gateway"  # Chimera itself: admin, health, metrics
+
+
+FORWARDED = frozenset(
+    {
+        "/api/generate", "/api/chat", "/api/embed", "/api/embeddings",
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+        "/v1/audio/transcriptions",
+    }
+)  # fmt: skip
+
+
+def answerer(method: str, path: str) -> Answerer:
+    """Return who answers. Anything under /api or /v1 that is not known goes to the primary, unchanged.
+
+    A forwarded path asked with another method than POST goes there too: Ollama knows best how to refuse it.
+    """
+    if path in FORWARDED and method == "POST":
+        return Answerer.WORKER
+    if path == "/api/ps" and method in ("GET", "HEAD"):
+        return Answerer.FLEET
+    if path.startswith(("/api/", "/v1/")) or (path == "/" and method in ("GET", "HEAD")):
+        return Answerer.PRIMARY
+    return Answerer.GATEWAY
+
+
+class Kind(Enum):
+    """What a request on a forwarded path is."""
+
+    INFERENCE = "inference"
+    LOAD = "load"  # no prompt: Ollama loads the model
+    UNLOAD = "unload"  # no prompt and keep_alive 0
+    HOPELESS = "hopeless"  # no server could make sense of it: the primary words the refusal, no slot is spent
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request body asks for; `model` None when it does not say in a way that we can read."""
+
+    kind: Kind
+    model: str | None
+
+
+class _Body(msgspec.Struct):
+    """The fields that matter here; whatever else there is, images of megabytes too, is passed over unbuilt."""
+
+    model: Any = None
+    prompt: Any = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    keep_alive: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_ask(path: str, content_type: str, body: bytes) -> Ask:
+    """Return what a body asks for. Never raises: what cannot be read is forwarded or refused by Ollama."""
+    if content_type.startswith("multipart/"):  # audio: the model is a form field; any worker will do
+        return Ask(Kind.INFERENCE, None)
+    fields: _Body | None
+    try:
+        fields = _decoder.decode(body)
+        # Go matches names of any case: `Model` is a model too
+        if fields.model is None:
+            fields = _lenient(body)
+    except msgspec.DecodeError:
+        fields = _lenient(body)
+    except RecursionError:
+        return Ask(Kind.INFERENCE, None)
+    if fields is None or not isinstance(fields.model, str) or not fields.model:
+        return Ask(Kind.HOPELESS, None)
+    return Ask(_kind(path, fields), fields.model)
+
+
+def _lenient(body: bytes) -> _Body | None:
+    """Read a body as Go would: the first JSON value counts, names match in any case, bad UTF-8 is replaced."""
+    text = body.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    known = {str(name).casefold(): part for name, part in value.items()}
+    messages = known.get("messages")
+    raw = msgspec.Raw(b"" if not messages else b"[0]")  # only whether there are any matters
+    return _Body(known.get("model"), known.get("prompt"), raw, known.get("keep_alive"))
+
+
+def _kind(path: str, fields: _Body) -> Kind:
+    if path == "/api/generate":
+        empty = not fields.prompt
+    elif path == "/api/chat":
+        empty = bytes(fields.messages).strip().replace(b" ", b"") in (b"", b"null", b"[]")
+    else:
+        return Kind.INFERENCE
+    if not empty:
+        return Kind.INFERENCE
+    return Kind.UNLOAD if _is_zero(fields.keep_alive) else Kind.LOAD
+
+
+def _is_zero(keep_alive: object) -> bool:
+    """Say whether a keep_alive is nought: a number, or a duration such as "0", "0s", "0m"."""
+    if isinstance(keep_alive, bool):
+        return False
+    if isinstance(keep_alive, int | float):
+        return keep_alive == 0
+    return isinstance(keep_alive, str) and keep_alive.strip().rstrip("hmsuµn") in ("0", "0.0")
+
+
+def full_name(model: str) -> str:
+    """Return a model's name as Ollama lists it: `llama3` is `llama3:latest`."""
+    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

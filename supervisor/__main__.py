@@ -1,0 +1,244 @@
+"""The root: wires the supervisor to the gateway, and takes both down in order. The only file that imports both.
+
+Up: lock, sweep, listen, GPUs, primary, store, fleet, gateway. Down: stop accepting, answer waiting tickets 503,
+let leases end (at most DRAIN_TIMEOUT_S), stop workers (group TERM, then KILL), the primary last. A second signal
+goes straight to the stop. Nothing waits for a client that does not read.
+"""
+
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import structlog
+import trio
+
+from gateway.admission import Admission
+from gateway.app import make_app
+from gateway.asgi import App, Front
+from gateway.door import Door, PortTaken, listen, run_gateway
+from gateway.exchange import Exchange
+from gateway.metrics import Metrics
+from gateway.upstream import Upstream
+from supervisor.command import PRIMARY
+from supervisor.config import WORKER_PORTS, Settings, workers_text
+from supervisor.errors import StartRefused
+from supervisor.events import EventLog
+from supervisor.fleet import Fleet
+from supervisor.gpu import GpuReader, GpuReading, watch_gpus
+from supervisor.locate import Ollama
+from supervisor.lock import locked
+from supervisor.operator import Operator
+from supervisor.placement import CPU, Placement, wanted_fleet
+from supervisor.probe import PortBook, Prober, port_holder, port_is_free
+from supervisor.store import ModelStore
+from supervisor.sweep import sweep
+from supervisor.usage import UsageMeter
+from supervisor.wanted import WantedFile
+from supervisor.welcome import welcome
+from supervisor.worker import House, OnePort, Worker, WorkerSpec
+
+log = structlog.get_logger("chimera")
+
+# Two small models answer two people at once; one worker would show nothing of what a fleet is for.
+EMBEDDED_CPU_WORKERS = 2
+# After the workers are told to stop: what the primary and the last connections may take.
+SHUTDOWN_GRACE_S = 5.0
+
+
+class _NoLeases:
+    """The primary's side of `Leases`: it never infers, so nobody ever waits for it."""
+
+    def worker_ready(self, worker_id: str, *, port: int, slots: int, models: frozenset[str], cordoned: bool) -> None:
+        """Nobody to tell."""
+
+    def worker_lost(self, worker_id: str) -> None:
+        """Nobody to tell."""
+
+    def cordon(self, worker_id: str) -> None:
+        """Nobody to tell."""
+
+    def uncordon(self, worker_id: str) -> None:
+        """Nobody to tell."""
+
+    def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
+        """Nobody to tell."""
+
+    def inflight(self, worker_id: str) -> int:
+        """None, ever."""
+        return 0
+
+    async def wait_drained(self, worker_id: str) -> None:
+        """It is."""
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(slots=True)
+class _Gpus:
+    """The newest reading, written by the NVML task alone."""
+
+    reading: GpuReading
+
+    def publish(self, reading: GpuReading) -> None:
+        """Take a new reading."""
+        self.reading = reading
+
+    def problem(self, placement: Placement) -> str | None:
+        """Return why a worker cannot be placed there now, or None."""
+        for gpu in self.reading.gpus:
+            if gpu.uuid == placement:
+                return f"GPU {gpu.index}: {gpu.fault}" if gpu.fault else None
+        return f"GPU {placement} is not there" + (f": {self.reading.fault}" if self.reading.fault else "")
+
+
+@asynccontextmanager
+async def background(task: Callable[..., Awaitable[object]], *args: Any, started: bool = False) -> AsyncIterator[Any]:
+    """Run a task for the block; leaving it cancels the task and waits for its end. Yields what it started with."""
+    async with trio.open_nursery() as nursery:
+        value: Any = None
+        if started:
+            value = await nursery.start(task, *args)
+        else:
+            nursery.start_soon(task, *args)
+        yield value
+        nursery.cancel_scope.cancel()
+
+
+async def run(settings: Settings, ollama: Ollama, environ: Mapping[str, str]) -> None:
+    """Run Chimera until a signal asks it to end.
+
+    Raises StartRefused before anything is started when it cannot run here: the state directory is in use, a port
+    is taken. Cancellation ends everything at once, workers included.
+    """
+    with locked(settings.state_dir), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        sockets = _listen(settings)
+        await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s)
+        _refuse_taken_primary_port(settings)
+        # Signals are heeded from here on, also while things are still coming up.
+        async with trio.open_nursery() as nursery:
+            asked = trio.Event()
+            again = trio.Event()
+            nursery.start_soon(_heed, signals, asked, again)
+            await _run_all(settings, ollama, environ, sockets, asked, again)
+            nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _heed(signals: AsyncIterator[int], asked: trio.Event, again: trio.Event) -> None:
+    async for number in signals:
+        log.info("stopping at once" if asked.is_set() else "stopping", signal=signal.Signals(number).name)
+        if asked.is_set():
+            again.set()
+        asked.set()
+
+
+async def _run_all(
+    settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], asked: trio.Event,
+    again: trio.Event,
+) -> None:  # fmt: skip
+    """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
+    chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
+    events, prober, meter, metrics = EventLog(), Prober(), UsageMeter(), Metrics()
+    admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random)
+    upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
+    recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
+    store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
+    gpus = _Gpus(GpuReading((), None, None))
+    house = House(
+        settings, ollama.path, environ, prober, admission, events, PortBook(settings.worker_port_base, WORKER_PORTS),
+        store, gpus.problem, chance.random,
+    )  # fmt: skip
+    primary = Worker(
+        WorkerSpec(PRIMARY, CPU, 1), replace(house, leases=_NoLeases(), ports=OnePort(settings.ollama_port), store=None)
+    )
+    wanted = WantedFile(settings.state_dir, workers_text(settings.workers))
+    fleet = Fleet(house, admission, wanted, lambda: gpus.reading.gpus)
+    operator = Operator(fleet, primary, store, meter, events, lambda: gpus.reading)
+    exchange = Exchange(admission, upstream, metrics, settings.ollama_port)
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    pages = make_app(operator, admission, metrics, token)
+    front = Front(exchange, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes)
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(prober.aclose)
+        stack.push_async_callback(upstream.aclose)
+        reader = GpuReader()
+        stack.push_async_callback(reader.close)
+        await stack.enter_async_context(background(partial(watch_gpus, reader, gpus.publish), started=True))
+        await stack.enter_async_context(background(meter.watch, partial(_leaders, primary, fleet)))
+        await stack.enter_async_context(background(primary.run))
+        await stack.enter_async_context(background(_keep_models, primary, store, settings, chance.random))
+        placements, faults = wanted_fleet(
+            settings.workers, gpus.reading.gpus, EMBEDDED_CPU_WORKERS if ollama.embedded else 1
+        )
+        for fault in faults:
+            log.error(fault)
+        await stack.enter_async_context(background(fleet.run, placements, started=True))
+        serving = partial(run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s)
+        door: Door = await stack.enter_async_context(background(serving, started=True))
+        events.record("gateway_listens", url=settings.gateway_url)
+        await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))
+        await asked.wait()
+        await _drain(settings, admission, door, again)
+
+
+async def _keep_models(
+    primary: Worker, store: ModelStore, settings: Settings, random_unit: Callable[[], float]
+) -> None:
+    await primary.wait_ready()
+    await store.keep(settings.required_models, random_unit)
+
+
+async def _drain(settings: Settings, admission: Admission, door: Door, again: trio.Event) -> None:
+    """Let what runs end in peace: for DRAIN_TIMEOUT_S, or until a second signal."""
+    await door.close()
+    admission.shut()
+    with trio.move_on_after(settings.drain_timeout_s) as patience:
+        async with trio.open_nursery() as nursery:
+
+            async def impatience() -> None:
+                await again.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(impatience)
+            await admission.wait_all_drained()
+            # The last answers are still on their way to their clients, who may not be reading.
+            with trio.move_on_after(SHUTDOWN_GRACE_S):
+                await door.wait_empty()
+            nursery.cancel_scope.cancel()
+    if patience.cancelled_caught:
+        log.warning("some answers did not end in time; they are cut", drain_timeout_s=settings.drain_timeout_s)
+
+
+def _leaders(primary: Worker, fleet: Fleet) -> dict[str, int]:
+    workers = [primary, *fleet.workers.values()]
+    return {worker.spec.id: worker.process.pid for worker in workers if worker.process}
+
+
+def _listen(settings: Settings) -> list[Any]:
+    try:
+        return listen(settings.gateway_host, settings.gateway_port)
+    except PortTaken as error:
+        where = f"{settings.gateway_host}:{settings.gateway_port}"
+        holder = f" ({port_holder(settings.gateway_port)} has it)" if "in use" in str(error) else ""
+        raise StartRefused(
+            f"cannot listen on {where}: {error}{holder}; set GATEWAY_PORT (or GATEWAY_HOST) to another"
+        ) from error
+
+
+def _refuse_taken_primary_port(settings: Settings) -> None:
+    if not port_is_free(settings.ollama_port):
+        raise StartRefused(
+            f"port {settings.ollama_port} is in use by {port_holder(settings.ollama_port)}, and Chimera's primary "
+            "needs it: stop that one (systemctl stop ollama), or set OLLAMA_PORT to another port"
+        )
+
+
+if __name__ == "__main__":
+    from supervisor.cli import main
+
+    main()

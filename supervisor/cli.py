@@ -1,0 +1,311 @@
+"""The `chimera` command. Exit status: 0 done; 1 refused or failed, one clear line; 2 usage; 78 bad configuration."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import httpx
+import trio
+from dotenv.parser import parse_stream
+from rich.console import Console
+
+from supervisor import background, logs, show
+from supervisor.config import Settings, effective, load_settings
+from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
+from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
+
+EX_CONFIG = 78
+# Spawning with --wait waits for a model to load, pruning for answers to end; the gateway has its own limits.
+HTTP_TIMEOUT_S = 1000.0
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+class Refused(click.ClickException):
+    """A refusal as one line on standard error, status 1."""
+
+    def show(self, file: Any = None) -> None:
+        """Print it."""
+        click.echo(f"chimera: {self.format_message()}", err=True)
+
+
+def read_dotenv(path: Path) -> tuple[dict[str, str | None], tuple[str, ...]]:
+    """Return the names and values of a `.env`, and a line for each line of it that is none; no file is no fault."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except FileNotFoundError:
+        return {}, ()
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, (f"{path}: cannot be read: {error}",)
+    values: dict[str, str | None] = {}
+    faults: list[str] = []
+    for binding in bindings:
+        # "NAME" alone is no setting either; blank lines and comments have neither key nor error
+        if binding.error or (binding.key and binding.value is None):
+            name = binding.original.string.strip().split("=")[0][:40]  # never the value: it may be a secret
+            faults.append(f"{path} line {binding.original.line}: {name!r} is not NAME=VALUE")
+        elif binding.key:
+            values[binding.key] = binding.value
+    return values, tuple(faults)
+
+
+def settings_from(env_file: Path, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of this environment. Raises BadConfiguration."""
+    values, faults = read_dotenv(env_file)
+    return load_settings(environ, values, faults)
+
+
+@contextmanager
+def faults_told() -> Iterator[None]:
+    """Turn errors into one line each and the right exit status."""
+    try:
+        yield
+    except BadConfiguration as error:
+        for fault in error.faults:
+            click.echo(f"chimera: bad configuration: {fault}", err=True)
+        sys.exit(EX_CONFIG)
+    except SupervisorError as error:
+        raise Refused(str(error)) from error
+
+
+def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Give a command the one way of telling faults."""
+
+    @wraps(function)
+    def wrapped(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        with faults_told():
+            return function(*args, **kwargs)
+        raise AssertionError("faults_told does not swallow")
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--env-file", type=click.Path(path_type=Path), default=Path(".env"), show_default=True,
+              help="Settings, NAME=VALUE a line; the environment overrides them.")  # fmt: skip
+@click.version_option(package_name="chimera")
+@click.pass_context
+def main(context: click.Context, env_file: Path) -> None:
+    """Run Ollama on every GPU of this machine, behind one address."""
+    context.obj = env_file
+
+
+def _ollama(settings: Settings) -> tuple[Settings, Ollama]:
+    ollama = locate_ollama(settings, os.environ)
+    return with_embedded_defaults(settings, ollama), ollama
+
+
+@main.command()
+@click.pass_obj
+@command
+def run(env_file: Path) -> None:
+    """Run the supervisor and the gateway in the foreground."""
+    settings, ollama = _ollama(settings_from(env_file, os.environ))
+    logs.configure(settings.log_level, settings.log_format)
+    from supervisor.__main__ import run as run_chimera
+
+    trio.run(run_chimera, settings, ollama, dict(os.environ))
+
+
+@main.command()
+@click.pass_obj
+@command
+def start(env_file: Path) -> None:
+    """Start in the background; returns when the fleet is ready."""
+    settings, _ = _ollama(settings_from(env_file, os.environ))
+    pid = background.start(settings, env_file, _fleet_of(settings), click.echo)
+    click.echo(f"chimera runs (process {pid}) at {settings.gateway_url}; log: {background.log_path(settings)}")
+    _print_status(settings)
+
+
+@main.command()
+@click.pass_obj
+@command
+def stop(env_file: Path) -> None:
+    """Stop what `start` (or `run`) started; answers that are under way may end first."""
+    settings = settings_from(env_file, os.environ)
+    pid = background.stop(settings)
+    click.echo("chimera is not running" if pid is None else f"chimera (process {pid}) has stopped")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Refresh each second until Ctrl-C.")
+@click.pass_obj
+@command
+def status(env_file: Path, as_json: bool, watch: bool) -> None:
+    """Show the gateway, the primary, the workers and the GPUs."""
+    settings = settings_from(env_file, os.environ)
+    if as_json:
+        click.echo(json.dumps(_fleet(settings) | _get(settings, "/admin/gpus"), indent=1))
+    elif watch:
+        show.watch(lambda: show.status(settings.gateway_url, _fleet(settings), _get(settings, "/admin/gpus")))
+    else:
+        _print_status(settings)
+
+
+@main.command()
+@click.option("--gpu", help="An index, a UUID or its beginning, or cpu; default: where there is most room.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--slots", type=click.IntRange(1), help="Requests each answers at once; default: WORKER_SLOTS.")
+@click.option("--wait", is_flag=True, help="Return when they are ready.")
+@click.pass_obj
+@command
+def spawn(env_file: Path, gpu: str | None, count: int, slots: int | None, wait: bool) -> None:
+    """Add workers."""
+    settings = settings_from(env_file, os.environ)
+    ask = {"gpu": gpu, "count": count, "slots": slots, "wait": wait}
+    rows = _post(settings, "/admin/instances/spawn", ask)["instances"]
+    for row in rows:
+        click.echo(f"{row['id']}  {row['placement']}  port {row['port']}  {row['state']}")
+    if wait and any(row["state"] not in ("IDLE", "BUSY") for row in rows):
+        raise Refused("not every new worker is ready; see: chimera status")
+
+
+@main.command()
+@click.argument("ids", nargs=-1)
+@click.option("--gpu", help="Only those on this GPU (or cpu).")
+@click.option("--idle", is_flag=True, help="Only those without a request.")
+@click.option("--force", is_flag=True, help="Do not wait for answers that are under way.")
+@click.pass_obj
+@command
+def prune(env_file: Path, ids: tuple[str, ...], gpu: str | None, idle: bool, force: bool) -> None:
+    """Drain and remove workers: those named, or all."""
+    settings = settings_from(env_file, os.environ)
+    ask = {"ids": list(ids) or None, "gpu": gpu, "idle": idle, "force": force}
+    pruned = _post(settings, "/admin/instances/prune", ask)["pruned"]
+    click.echo("pruned " + " ".join(pruned) if pruned else "nothing to prune")
+
+
+def _verb(name: str, text: str) -> None:
+    @main.command(name, help=text)
+    @click.argument("worker_id", metavar="ID")
+    @click.pass_obj
+    @command
+    def order(env_file: Path, worker_id: str) -> None:
+        row = _post(settings_from(env_file, os.environ), f"/admin/instances/{worker_id}/{name}", None)
+        click.echo(f"{row['id']}  {row['state']}")
+
+
+_verb("drain", "Give a worker no new requests, and wait for those it has (it stays, cordoned).")
+_verb("cordon", "Give a worker no new requests.")
+_verb("uncordon", "Give a worker requests again.")
+_verb("restart", "Drain a worker and start it again.")
+
+
+@main.command("logs")
+@click.argument("worker_id", metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
+@click.option("-n", "count", type=click.IntRange(0), default=200, show_default=True, help="Lines to begin with.")
+@click.pass_obj
+@command
+def logs_(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
+    """Print the log of a worker, or of the primary."""
+    settings = settings_from(env_file, os.environ)
+    path = f"/admin/instances/{worker_id}/logs?n={count}&follow={int(follow)}"
+    with _client(settings) as client, _connected(settings), client.stream("GET", path, timeout=None) as answer:
+        if answer.status_code >= 400:
+            answer.read()
+            _checked(answer)
+        for line in answer.iter_lines():
+            click.echo(line)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+@command
+def gpus(env_file: Path, as_json: bool) -> None:
+    """Show the GPUs."""
+    answer = _get(settings_from(env_file, os.environ), "/admin/gpus")
+    if as_json:
+        click.echo(json.dumps(answer, indent=1))
+    else:
+        Console().print(show.gpus(answer))
+
+
+@main.command()
+@click.pass_obj
+@command
+def config(env_file: Path) -> None:
+    """Print the effective settings, and check them; every fault at once."""
+    settings = settings_from(env_file, os.environ)
+    for name, value in effective(settings).items():
+        click.echo(f"{name}={value}")
+    ollama = locate_ollama(settings, os.environ)
+    click.echo(f"# ollama: {ollama.path}{' (CPU build)' if ollama.embedded else ''}")
+
+
+# -- talking to the gateway ------------------------------------------------------------------------------------------
+
+
+def _client(settings: Settings) -> httpx.Client:
+    token = settings.admin_token
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+    return httpx.Client(base_url=settings.gateway_url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False)
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise StartRefused(
+            f"no gateway answers at {settings.gateway_url}; start one with `make run` or `chimera start`"
+        ) from error
+    except httpx.HTTPError as error:
+        raise StartRefused(f"{settings.gateway_url}: {str(error) or type(error).__name__}") from error
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.status_code < 400:
+        return answer
+    try:
+        sentence = answer.json()["error"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        sentence = f"{answer.url} answered {answer.status_code}; is another program listening there?"
+    raise Refused(str(sentence))
+
+
+def _get(settings: Settings, path: str) -> dict[str, Any]:
+    with _client(settings) as client, _connected(settings):
+        answer: dict[str, Any] = _checked(client.get(path)).json()
+    return answer
+
+
+def _post(settings: Settings, path: str, body: object) -> dict[str, Any]:
+    with _client(settings) as client, _connected(settings):
+        answer: dict[str, Any] = _checked(client.post(path, json=body) if body else client.post(path)).json()
+    return answer
+
+
+def _fleet(settings: Settings) -> dict[str, Any]:
+    return _get(settings, "/admin/instances")
+
+
+def _fleet_of(settings: Settings) -> Callable[[], dict[str, Any] | None]:
+    """Return a way to ask for the fleet that says None while nobody answers yet."""
+
+    def ask() -> dict[str, Any] | None:
+        try:
+            return _fleet(settings)
+        except StartRefused:
+            return None
+
+    return ask
+
+
+def _print_status(settings: Settings) -> None:
+    Console().print(show.status(settings.gateway_url, _fleet(settings), _get(settings, "/admin/gpus")))
+
+
+if __name__ == "__main__":
+    main()

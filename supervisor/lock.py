@@ -1,0 +1,57 @@
+"""One Chimera per state directory: a lock that the kernel gives back however its holder ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from supervisor.errors import StartRefused
+
+NAME = "chimera.pid"
+
+
+@contextmanager
+def locked(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory for the block; the lock file has the holder's pid.
+
+    Raises StartRefused when another Chimera holds it, or when the directory cannot be used. Children do not
+    inherit the lock (O_CLOEXEC), so that a leftover worker never keeps a new Chimera out.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = os.open(state_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StartRefused(f"STATE_DIR: {state_dir} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise StartRefused(
+                f"another Chimera (process {pid}) runs with STATE_DIR {state_dir}; stop it, or set another"
+            ) from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        yield
+        os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+
+
+def holder(state_dir: Path) -> int | None:
+    """Return the pid of the Chimera that holds the state directory, or None when none does.
+
+    Asked of /proc/locks (proc(5)) and not by trying the lock: the trial itself could keep a Chimera that starts
+    just then from getting it.
+    """
+    try:
+        inode = (state_dir / NAME).stat().st_ino
+    except FileNotFoundError:
+        return None
+    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+        # 1: FLOCK  ADVISORY  WRITE 4711 fd:01:393244 0 EOF
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            return int(fields[4])
+    return None

@@ -1,0 +1,226 @@
+"""What an operator sees and may order: the fleet as rows of JSON values, for the admin API and the command line."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import trio
+
+from supervisor.command import PRIMARY
+from supervisor.errors import NoRoom, NotUnderstood, UnknownGpu, UnknownWorker
+from supervisor.events import EventLog
+from supervisor.fleet import Fleet
+from supervisor.gpu import Gpu, GpuReading
+from supervisor.lifecycle import shown
+from supervisor.placement import CPU
+from supervisor.process import last_lines
+from supervisor.store import ModelStore
+from supervisor.usage import Usage, UsageMeter
+from supervisor.worker import Worker
+
+Row = dict[str, Any]
+
+LOG_POLL_S = 0.25
+
+
+class Operator:
+    """The operator's view. Reads other people's facts, and orders through `Fleet`, their owner."""
+
+    def __init__(
+        self, fleet: Fleet, primary: Worker, store: ModelStore, meter: UsageMeter, events: EventLog,
+        gpus: Callable[[], GpuReading],
+    ) -> None:  # fmt: skip
+        self._fleet = fleet
+        self._primary = primary
+        self._store = store
+        self._meter = meter
+        self._events = events
+        self._gpus = gpus
+
+    def refusal_of(self, error: Exception) -> Literal["not_understood", "not_found", "no_room"] | None:
+        """Return what kind of refusal an error is; None for one that is no refusal but a bug."""
+        match error:
+            case NotUnderstood():
+                return "not_understood"
+            case UnknownGpu() | UnknownWorker():
+                return "not_found"
+            case NoRoom():
+                return "no_room"
+            case _:
+                return None
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[Row]:
+        """Every worker, as contract.md has it."""
+        return [self._row(worker) for worker in self._fleet.workers.values()]
+
+    def instance(self, worker_id: str) -> Row:
+        """One worker, or the primary. Raises UnknownWorker."""
+        return self.primary() if worker_id == PRIMARY else self._row(self._fleet.find(worker_id))
+
+    def primary(self) -> Row:
+        """The primary, and what the model store is doing."""
+        row = self._row(self._primary)
+        return row | {"state": self._primary.state.value, "store": self._store.problem or self._store.progress}
+
+    def gpus(self) -> Row:
+        """The GPUs: memory, utilisation, temperature, power, processes, verdict; `fault` says why there are none."""
+        reading = self._gpus()
+        return {
+            "gpus": [self._gpu_row(gpu) for gpu in reading.gpus],
+            "driver_version": reading.driver_version,
+            "fault": reading.fault,
+        }
+
+    def _gpu_row(self, gpu: Gpu) -> Row:
+        workers = [w.spec.id for w in self._fleet.workers.values() if w.spec.placement == gpu.uuid]
+        quarantined = gpu.uuid in self._fleet.quarantined
+        return {
+            "index": gpu.index,
+            "uuid": gpu.uuid,
+            "name": gpu.name,
+            "memory_used_bytes": gpu.memory_used_bytes,
+            "memory_total_bytes": gpu.memory_total_bytes,
+            "utilisation_percent": gpu.utilisation_percent,
+            "temperature_c": gpu.temperature_c,
+            "power_w": gpu.power_w,
+            "processes": [{"pid": p.pid, "memory_bytes": p.memory_bytes} for p in gpu.processes],
+            "workers": workers,
+            "verdict": "quarantined" if quarantined else "faulty" if gpu.fault else "well",
+            "fault": gpu.fault,
+        }
+
+    def _row(self, worker: Worker) -> Row:
+        usage = self._meter.latest.get(worker.spec.id, Usage())
+        process, last = worker.process, worker.last_exit
+        status = last.status if last else None
+        return {
+            "id": worker.spec.id,
+            "state": shown(worker.state, self._fleet.inflight(worker)),
+            "placement": str(worker.spec.placement),
+            "gpu": self._gpu_of(worker),
+            "port": worker.port,
+            "pid": process.pid if process else None,
+            "url": f"http://127.0.0.1:{worker.port}" if worker.port else None,
+            "slots": worker.spec.slots,
+            "inflight": self._fleet.inflight(worker),
+            "models": sorted(worker.models),
+            "restarts": worker.restarts,
+            "started_at": process.started_at.isoformat(timespec="seconds") if process else None,
+            "uptime_s": worker.uptime_s(trio.current_time()),
+            "last_exit": None if last is None else {
+                "reason": last.reason,
+                "code": status.code if status else None,
+                "signal": status.signal if status else None,
+                "at": last.at.isoformat(timespec="seconds"),
+                "log": list(last.log),
+            },
+            "problem": worker.problem,
+            "rss_bytes": usage.rss_bytes if process else 0,
+            "cpu_percent": usage.cpu_percent if process else 0.0,
+            "gpu_memory_bytes": self._gpu_memory(worker, usage),
+        }  # fmt: skip
+
+    def _gpu_of(self, worker: Worker) -> Row | None:
+        if worker.spec.placement == CPU:
+            return None
+        for gpu in self._gpus().gpus:
+            if gpu.uuid == worker.spec.placement:
+                return {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name}
+        return {"index": None, "uuid": str(worker.spec.placement), "name": None}
+
+    def _gpu_memory(self, worker: Worker, usage: Usage) -> int | None:
+        if worker.spec.placement == CPU:
+            return None
+        processes = [p for gpu in self._gpus().gpus if gpu.uuid == worker.spec.placement for p in gpu.processes]
+        return sum(p.memory_bytes or 0 for p in processes if p.pid in usage.pids)
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def spawn(self, gpu: str | int | None, count: int, slots: int | None) -> list[str]:
+        """Add workers; return their ids. Raises NotUnderstood, UnknownGpu, NoRoom."""
+        return [worker.spec.id for worker in self._fleet.spawn(gpu, count, slots)]
+
+    def prune(self, ids: Sequence[str] | None, gpu: str | int | None, *, idle: bool, force: bool) -> list[str]:
+        """Remove the workers that every given condition names; all, when none is given. Returns their ids.
+
+        Raises UnknownWorker and UnknownGpu, and then nothing is pruned.
+        """
+        chosen = list(self._fleet.workers.values()) if ids is None else [self._fleet.find(name) for name in ids]
+        if gpu is not None:
+            there = self._fleet.on_gpu(gpu)
+            chosen = [worker for worker in chosen if worker in there]
+        if idle:
+            resting = self._fleet.idle()
+            chosen = [worker for worker in chosen if worker in resting]
+        return [worker.spec.id for worker in self._fleet.prune(chosen, force=force)]
+
+    def order(self, worker_id: str, verb: str) -> None:
+        """Carry out drain, cordon, uncordon or restart. Raises UnknownWorker, NoRoom, NotUnderstood."""
+        worker = self._fleet.find(worker_id)
+        match verb:
+            case "drain":
+                worker.drain()
+            case "cordon":
+                worker.cordon()
+            case "uncordon":
+                worker.uncordon()
+            case "restart":
+                self._fleet.restart(worker)
+            case _:
+                raise NotUnderstood(f"{verb!r} is none of drain, cordon, uncordon, restart")
+
+    async def wait_settled(self, ids: Sequence[str]) -> None:
+        """Return when each worker is ready, has failed or is gone."""
+        await self._fleet.wait_settled([self._fleet.workers[name] for name in ids if name in self._fleet.workers])
+
+    async def wait_gone(self, ids: Sequence[str]) -> None:
+        """Return when each worker is gone."""
+        await self._fleet.wait_gone([self._fleet.workers[name] for name in ids if name in self._fleet.workers])
+
+    def quarantine(self, gpu: str) -> Row:
+        """Take a GPU out of use. Raises UnknownGpu."""
+        return self._gpu_row(self._fleet.quarantine(gpu))
+
+    def release(self, gpu: str) -> Row:
+        """Let a GPU be used again. Raises UnknownGpu."""
+        return self._gpu_row(self._fleet.release(gpu))
+
+    # -- what happened -------------------------------------------------------------------------------------------
+
+    def events(self) -> list[Row]:
+        """What happened, oldest first."""
+        return self._events.newest()
+
+    def follow_events(self) -> AsyncIterator[Row]:
+        """Yield what happened, then each thing as it happens."""
+        return self._events.follow()
+
+    def log_lines(self, worker_id: str, count: int) -> list[str]:
+        """Return the last lines of a worker's log, or the primary's. Raises UnknownWorker. Blocks: reads a file."""
+        return last_lines(self._log_path(worker_id), count)
+
+    def _log_path(self, worker_id: str) -> Path:
+        return (self._primary if worker_id == PRIMARY else self._fleet.find(worker_id)).log_path
+
+    async def follow_log(self, worker_id: str, count: int) -> AsyncIterator[str]:
+        """Yield the last lines of a log and then each new one, over rotations too. Ends by cancellation."""
+        path = self._log_path(worker_id)
+        position = path.stat().st_size if path.exists() else 0
+        for known in last_lines(path, count):
+            yield known
+        rest = b""
+        while True:
+            await trio.sleep(LOG_POLL_S)
+            size = path.stat().st_size if path.exists() else 0
+            if size < position:
+                position = 0  # set aside, and begun anew
+            if size == position:
+                continue
+            with path.open("rb") as log:
+                log.seek(position)
+                *lines, rest = (rest + log.read(1024 * 1024)).split(b"\n")
+                position = log.tell()
+            for line in lines:
+                yield line.decode("utf-8", "replace")

@@ -1,0 +1,119 @@
+"""Which GPU the next worker gets. Pure: takes what NVML said and what runs, returns placements."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NewType, Protocol, TypeVar
+
+from supervisor.errors import NoRoom, UnknownGpu
+
+# Where a worker computes: "cpu", or a GPU's (or MIG instance's) UUID as NVML and CUDA write it.
+Placement = NewType("Placement", str)
+CPU = Placement("cpu")
+
+
+class GpuFacts(Protocol):
+    """What placement needs to know of a GPU."""
+
+    @property
+    def index(self) -> int:
+        """NVML's index: good for people today, not for pinning (it changes between boots)."""
+        ...
+
+    @property
+    def uuid(self) -> str:
+        """The identity that everything else goes by."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The card's name."""
+        ...
+
+    @property
+    def memory_total_bytes(self) -> int:
+        """Memory it has."""
+        ...
+
+    @property
+    def memory_used_bytes(self) -> int:
+        """Memory in use by anybody."""
+        ...
+
+
+Found = TypeVar("Found", bound=GpuFacts)
+
+
+def find_gpu(wanted: str | int, gpus: Sequence[Found]) -> Found:
+    """Return the GPU that `wanted` names: an index, a UUID, or a beginning of exactly one UUID.
+
+    Raises UnknownGpu, which lists the GPUs that exist.
+    """
+    text = str(wanted).strip()
+    if text.isdecimal():
+        hits = [gpu for gpu in gpus if gpu.index == int(text)]
+    else:
+        hits = [gpu for gpu in gpus if gpu.uuid.lower() == text.lower()] or [
+            gpu for gpu in gpus if text and gpu.uuid.lower().startswith(text.lower())
+        ]
+    if len(hits) == 1:
+        return hits[0]
+    there = ", ".join(f"{gpu.index} ({gpu.uuid}, {gpu.name})" for gpu in gpus) or "none; only cpu"
+    problem = f"{text!r} is the beginning of {len(hits)} GPUs" if hits else f"there is no GPU {text!r}"
+    raise UnknownGpu(f"{problem}; GPUs here: {there}")
+
+
+def place(
+    wanted: str | int | None,
+    count: int,
+    gpus: Sequence[GpuFacts],
+    placed: Iterable[Placement],
+    quarantined: frozenset[str] = frozenset(),
+) -> list[Placement]:
+    """Return where `count` new workers go.
+
+    `wanted` None spreads them: each goes to the GPU with the fewest workers, then the one with the most free
+    memory; to the CPU when the machine has no GPU. `placed` are the placements of the workers there are.
+
+    Raises UnknownGpu, and NoRoom when every GPU that would do is quarantined.
+    """
+    if wanted is not None and str(wanted).strip().lower() == "cpu":
+        return [CPU] * count
+    if wanted is not None:
+        gpu = find_gpu(wanted, gpus)
+        if gpu.uuid in quarantined:
+            raise NoRoom(f"GPU {gpu.index} ({gpu.uuid}) is quarantined; release it first, or name another")
+        return [Placement(gpu.uuid)] * count
+    if not gpus:
+        return [CPU] * count
+    well = [gpu for gpu in gpus if gpu.uuid not in quarantined]
+    if not well:
+        raise NoRoom("every GPU is quarantined; release one first, or ask for cpu")
+    load = Counter(placed)
+    chosen: list[Placement] = []
+    for _ in range(count):
+        best = min(
+            well, key=lambda gpu: (load[Placement(gpu.uuid)], gpu.memory_used_bytes - gpu.memory_total_bytes, gpu.index)
+        )
+        chosen.append(Placement(best.uuid))
+        load[Placement(best.uuid)] += 1
+    return chosen
+
+
+def wanted_fleet(
+    workers: Sequence[tuple[str, int]] | None, gpus: Sequence[GpuFacts], cpu_workers: int
+) -> tuple[list[Placement], list[str]]:
+    """Return the placements that the WORKERS setting asks for, and a line for each part that cannot be had.
+
+    None is `auto`: one worker per GPU, or `cpu_workers` on the CPU of a machine that has none. A GPU that is
+    missing does not keep the others from working: its line is for the log.
+    """
+    if workers is None:
+        return ([Placement(gpu.uuid) for gpu in gpus] or [CPU] * cpu_workers), []
+    placements: list[Placement] = []
+    faults: list[str] = []
+    for wanted, count in workers:
+        try:
+            placements += place(wanted, count, gpus, placements)
+        except UnknownGpu as error:
+            faults.append(f"WORKERS: {error}")
+    return placements, faults

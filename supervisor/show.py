@@ -1,0 +1,116 @@
+"""Tables for the terminal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Row = dict[str, Any]
+
+REFRESH_S = 1.0
+
+_STYLES = {"IDLE": "green", "BUSY": "green", "READY": "green", "STARTING": "yellow", "WARMING": "yellow",
+           "BACKOFF": "red", "QUARANTINED": "red"}  # fmt: skip
+
+
+def status(url: str, fleet: Row, gpus_answer: Row) -> RenderableType:
+    """Return the tables of `chimera status`."""
+    queue, primary = fleet["queue"], fleet["primary"]
+    ready = sum(row["state"] in ("IDLE", "BUSY") for row in fleet["instances"])
+    head = Table.grid(padding=(0, 2))
+    head.add_row("gateway", url, f"queue {queue['depth']} of {queue['size']}"
+                 + (f", oldest waits {queue['oldest_s']:.1f} s" if queue["depth"] else ""))  # fmt: skip
+    head.add_row("primary", primary["url"] or "", Text(_primary(primary), _STYLES.get(primary["state"], "")))
+    head.add_row("workers", f"{ready} of {len(fleet['instances'])} ready", "")
+    parts: list[RenderableType] = [head]
+    if fleet["instances"]:
+        parts.append(_workers(fleet["instances"]))
+    parts.append(gpus(gpus_answer))
+    return Group(*parts)
+
+
+def _primary(row: Row) -> str:
+    return " ".join(str(part) for part in (row["state"], row["problem"], row["store"]) if part)
+
+
+def _workers(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    numbers = ("port", "slots", "up", "restarts", "memory", "cpu")
+    for name in ("worker", "state", "on", "port", "slots", "models", "up", "restarts", "memory", "cpu"):
+        table.add_column(name, justify="right" if name in numbers else "left",
+                         overflow="fold", no_wrap=name in ("worker", "state"))  # fmt: skip
+    table.add_column("what is wrong", overflow="fold")
+    for row in rows:
+        gpu = row["gpu"]
+        on = "cpu" if gpu is None else f"GPU {gpu['index']}" if gpu["index"] is not None else row["placement"][:12]
+        table.add_row(
+            row["id"], Text(row["state"], _STYLES.get(row["state"], "")), on, str(row["port"] or ""),
+            f"{row['inflight']}/{row['slots']}", " ".join(row["models"]), _duration(row["uptime_s"]),
+            str(row["restarts"]), _bytes(row["rss_bytes"]), f"{row['cpu_percent']:.0f} %", _trouble(row),
+        )  # fmt: skip
+    return table
+
+
+def _trouble(row: Row) -> str:
+    if row["problem"]:
+        return str(row["problem"])
+    last = row["last_exit"]
+    if not last or not row["restarts"]:
+        return ""
+    how = last["signal"] or (f"exit code {last['code']}" if last["code"] is not None else "")
+    return f"restarted: {last['reason']}" + (f" ({how})" if how else "")
+
+
+def gpus(answer: Row) -> RenderableType:
+    """Return the table of GPUs, or the sentence that says why there are none."""
+    if not answer["gpus"]:
+        return Text(f"GPUs: none ({answer['fault'] or 'none found'})")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("GPU", "name", "memory", "busy", "temperature", "power", "workers", "verdict"):
+        table.add_column(name)
+    for row in answer["gpus"]:
+        table.add_row(
+            f"{row['index']} {row['uuid'][:12]}", row["name"],
+            f"{_bytes(row['memory_used_bytes'])} of {_bytes(row['memory_total_bytes'])}",
+            _unit(row["utilisation_percent"], "%"), _unit(row["temperature_c"], "°C"), _unit(row["power_w"], "W"),
+            " ".join(row["workers"]), row["verdict"] + (f": {row['fault']}" if row["fault"] else ""),
+        )  # fmt: skip
+    return table
+
+
+def watch(render: Callable[[], RenderableType]) -> None:
+    """Show what `render` returns, anew each second, until Ctrl-C."""
+
+    async def refresh() -> None:
+        with Live(render(), console=Console(), screen=True, auto_refresh=False) as live:
+            while True:
+                await trio.sleep(REFRESH_S)
+                live.update(render(), refresh=True)
+
+    try:
+        trio.run(refresh)
+    except KeyboardInterrupt:
+        return
+
+
+def _unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.0f} {unit}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min" if whole < 86400 else f"{whole // 86400} d"

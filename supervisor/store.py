@@ -1,0 +1,125 @@
+"""The model store: what is in it, and bringing in what is required. The primary alone writes to it."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import structlog
+import trio
+
+from supervisor.errors import ModelUnavailable
+from supervisor.events import EventLog
+from supervisor.probe import Prober
+from supervisor.restart import BackOff
+
+log = structlog.get_logger("store")
+
+# Between two lines of a pull's progress; a registry that says nothing for longer is gone.
+PULL_SILENCE_S = 120.0
+CREATE_TIMEOUT_S = 600.0
+
+
+def full_name(model: str) -> str:
+    """Return a model's name as Ollama lists it: `llama3` is `llama3:latest`."""
+    last = model.rsplit("/", 1)[-1]
+    return model if ":" in last else f"{model}:latest"
+
+
+class ModelStore:
+    """Makes required models present, through the primary."""
+
+    def __init__(self, prober: Prober, port: int, ollama: Path, recipes: Mapping[str, Path], events: EventLog) -> None:
+        """`recipes` are models that are made here, from a Modelfile on this machine, instead of pulled."""
+        self._prober = prober
+        self._port = port
+        self._ollama = ollama
+        self._recipes = {full_name(model): path for model, path in recipes.items()}
+        self._events = events
+        self._present = trio.Event()
+        self.problem: str | None = None
+        self.progress: str | None = None
+
+    async def wait_present(self) -> None:
+        """Return when every required model is in the store."""
+        await self._present.wait()
+
+    async def keep(self, models: Sequence[str], random_unit: Callable[[], float]) -> None:
+        """Bring in what is missing; a failure is retried with back-off for as long as it takes. The store's task.
+
+        Cancellation ends a pull where it is; Ollama goes on from there next time.
+        """
+        back_off = BackOff()
+        for model in models:
+            while True:
+                try:
+                    await self._ensure(full_name(model))
+                    break
+                except ModelUnavailable as error:
+                    back_off = back_off.failed(ready_for_s=0)
+                    delay_s = back_off.delay_s(random_unit())
+                    self.problem = f"{error}; next try in {delay_s:.0f} s"
+                    self._events.record(
+                        "model_unavailable", level="error", model=model, cause=str(error), retry_in_s=round(delay_s, 1)
+                    )
+                    await trio.sleep(delay_s)
+            self.problem = self.progress = None
+        self._present.set()
+
+    async def _ensure(self, model: str) -> None:
+        stored = await self._prober.stored(self._port)
+        if stored is None:
+            raise ModelUnavailable("the primary does not answer /api/tags")
+        if model in stored:
+            return
+        recipe = self._recipes.get(model)
+        self._events.record("model_missing", model=model, bring_in="create" if recipe else "pull")
+        if recipe:
+            await self._create(model, recipe)
+        else:
+            await self._pull(model)
+        self._events.record("model_present", model=model)
+
+    async def _create(self, model: str, recipe: Path) -> None:
+        """Run `ollama create`, whose HTTP form differs between Ollama's versions while its command line does not."""
+        self.progress = f"creating {model}"
+        environ = dict(os.environ) | {"OLLAMA_HOST": f"127.0.0.1:{self._port}"}
+        environ.setdefault("HOME", "/")
+        done = None
+        with trio.move_on_after(CREATE_TIMEOUT_S):
+            done = await trio.run_process(
+                [str(self._ollama), "create", model, "-f", str(recipe)],
+                env=environ, capture_stdout=True, capture_stderr=True, check=False,
+            )  # fmt: skip
+        if done is None:
+            raise ModelUnavailable(f"{model} was not created within {CREATE_TIMEOUT_S:g} s")
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+            raise ModelUnavailable(f"{model} cannot be created: {(lines or ['no reason given'])[-1].strip()}")
+
+    async def _pull(self, model: str) -> None:
+        """Have the primary pull, and follow what it says."""
+        url = f"http://127.0.0.1:{self._port}/api/pull"
+        timeout = httpx.Timeout(10, read=PULL_SILENCE_S)
+        last: dict[str, object] = {}
+        try:
+            async with (
+                httpx.AsyncClient(trust_env=False, timeout=timeout) as client,
+                client.stream("POST", url, json={"model": model}) as answer,
+            ):
+                async for line in answer.aiter_lines():
+                    last = json.loads(line) if line.strip() else last
+                    if "error" in last:
+                        raise ModelUnavailable(f"{model} cannot be pulled: {last['error']}")
+                    self.progress = _progress(model, last)
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise ModelUnavailable(f"{model} cannot be pulled: {str(error) or type(error).__name__}") from error
+        if last.get("status") != "success":
+            raise ModelUnavailable(f"{model} cannot be pulled: the answer ended with {last.get('status')!r}")
+
+
+def _progress(model: str, line: Mapping[str, object]) -> str:
+    total, done = line.get("total"), line.get("completed")
+    share = f" {100 * done // total} %" if isinstance(total, int) and isinstance(done, int) and total else ""
+    return f"pulling {model}: {line.get('status', '')}{share}"

@@ -1,0 +1,59 @@
+"""The wanted fleet on disk: what the operator asked for outlives a restart of Chimera."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from supervisor.placement import Placement
+from supervisor.worker import WorkerSpec
+
+log = structlog.get_logger("wanted")
+
+
+class _Saved(msgspec.Struct):
+    """The file's form. `workers_setting` is WORKERS as it was then: a changed setting is a newer wish."""
+
+    workers_setting: str
+    next_number: int
+    workers: list[WorkerSpec]
+
+
+class WantedFile:
+    """`fleet.json` in the state directory. Written whole and atomically, by the fleet alone."""
+
+    def __init__(self, state_dir: Path, workers_setting: str) -> None:
+        self._path = state_dir / "fleet.json"
+        self._workers_setting = workers_setting
+
+    def load(self) -> tuple[list[WorkerSpec], int] | None:
+        """Return the saved workers and the next worker's number; None when there is nothing that still holds.
+
+        A file that cannot be read is set aside and said, never overwritten and never fatal.
+        """
+        try:
+            saved = msgspec.json.decode(self._path.read_bytes(), type=_Saved)
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, OSError) as error:
+            aside = self._path.with_name(f"fleet.json.unreadable-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+            self._path.replace(aside)
+            log.warning("the saved fleet cannot be read; starting from WORKERS", cause=str(error), kept_as=str(aside))
+            return None
+        if saved.workers_setting != self._workers_setting:
+            log.info("WORKERS has changed since the fleet was saved; WORKERS counts", saved=saved.workers_setting)
+            return None
+        return [WorkerSpec(w.id, Placement(w.placement), w.slots) for w in saved.workers], saved.next_number
+
+    def save(self, workers: Sequence[WorkerSpec], next_number: int) -> None:
+        """Write the fleet. Raises OSError when the disk does not take it; the old file is then still whole."""
+        saved = _Saved(self._workers_setting, next_number, list(workers))
+        trial = self._path.with_suffix(".tmp")
+        with trial.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        trial.replace(self._path)

@@ -1,0 +1,48 @@
+"""What a person reads when the first workers are ready: where things are, and what to type next."""
+
+from typing import TextIO
+
+import trio
+
+from supervisor.config import Settings
+from supervisor.locate import Ollama
+from supervisor.operator import Operator
+
+POLL_S = 0.1
+
+
+async def welcome(settings: Settings, operator: Operator, ollama: Ollama, out: TextIO) -> None:
+    """Wait until every worker has settled, then say so; on a terminal only, services have their log."""
+    while not _settled(operator):
+        await trio.sleep(POLL_S)
+    print(text(settings, operator, ollama), file=out, flush=True)
+
+
+def _settled(operator: Operator) -> bool:
+    return all(row["state"] not in ("STARTING", "WARMING", "STOPPING", "BACKOFF") for row in operator.instances())
+
+
+def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
+    """Return the welcome."""
+    rows = operator.instances()
+    ready = [row for row in rows if row["state"] in ("IDLE", "BUSY")]
+    lines = ["", f"Chimera is ready: {len(ready)} worker{'' if len(ready) == 1 else 's'} at {settings.gateway_url}"]
+    for row in rows:
+        place = f"GPU {row['gpu']['index']} {row['gpu']['name']}" if row["gpu"] else "CPU"
+        lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots {' '.join(row['models'])}")
+    if not rows:
+        lines.append("  the saved fleet is empty; add a worker with: chimera spawn")
+    if ollama.embedded:
+        lines.append(f"  (the CPU build of Ollama with {ollama.embedded.model}; install Ollama itself to use GPUs)")
+    url = settings.gateway_url
+    env = "" if url == "http://127.0.0.1:8000" else f"CHIMERA_URL={url} "
+    lines += [
+        "Try, in another terminal:",
+        f'  {env}./client.sh generate --prompt "Why is the sky blue?"',
+        f"  {env}./client.sh list",
+        "  make status",
+        f"Any Ollama client: OLLAMA_HOST={url}    Any OpenAI client: base_url={url}/v1",
+        "Ctrl-C stops everything.",
+        "",
+    ]
+    return "\n".join(lines)
