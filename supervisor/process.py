@@ -162,6 +162,6 @@ def last_lines(path: Path, count: int, *, at_most_bytes: int = 256 * 1024) -> li
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - at_most_bytes))
             lines = log.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return lines[-count:] if count > 0 else []

@@ -231,13 +231,11 @@ class Worker:
                     finally:
                         # one step with leaving: no lease goes to a worker that is about to be stopped
                         self.house.leases.worker_lost(self.spec.id)
-                    if self.state is not State.STOPPING:
-                        self._move(Event.STOP, cause=reason)
+                    self._move(Event.EXITED if self.process.has_exited() else Event.STOP, cause=reason)
         except StartFailed as error:
             reason = str(error)
-            if self.state is not State.STOPPING:
-                self._move(Event.STOP, cause=reason)
-        failed = self.goal is Goal.RUN
+            self._move(Event.STOP, cause=reason)
+        failed = self.goal is Goal.RUN and self.process is not None  # else the log is an older process's
         status = self.process.exit_status if self.process else None
         tail = tuple(last_lines(self.log_path, 5)) if failed else ()
         self.last_exit = LastExit(reason, status, datetime.now(UTC), tail)
@@ -250,7 +248,9 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_exit, process, reasons, nursery.cancel_scope)
             try:
-                await self._become_ready(process, port)
+                with trio.CancelScope() as starting:
+                    nursery.start_soon(self._end_on_goal, starting)
+                    await self._become_ready(process, port)
                 if self.goal is Goal.RUN:
                     nursery.start_soon(self._watch_health, port, reasons, nursery.cancel_scope)
                     await self._serve(port)
@@ -263,68 +263,48 @@ class Worker:
         await process.wait()
         self.house.leases.worker_lost(self.spec.id)
         reasons.append("its process ended by itself")
-        self._move(Event.EXITED)
+        # the state is moved by `_live_once` alone: what is still running here ends at its next checkpoint
         scope.cancel()
-
-    async def _become_ready(self, process: WorkerProcess, port: int) -> None:
-        """Wait until it answers, owns its port and has the required models; or until it is no longer wanted.
-
-        Raises StartFailed.
-        """
-        with trio.move_on_after(START_TIMEOUT_S) as answering:
-            pause_s = 0.02
-            while await self.house.prober.version(port) is None or not await owns_port(process.pid, port):
-                await trio.sleep(pause_s)
-                pause_s = min(0.5, pause_s * 1.5)
-                if self.goal is not Goal.RUN:
-                    return
-        if answering.cancelled_caught:
-            raise StartFailed(f"it did not answer on port {port} within {START_TIMEOUT_S:g} s")
-        self._move(Event.ANSWERED)
-        if self.spec.id != PRIMARY and self.house.store:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_on_goal, nursery.cancel_scope)
-                try:
-                    await self._warm(port)
-                finally:
-                    nursery.cancel_scope.cancel()
 
     async def _end_on_goal(self, scope: trio.CancelScope) -> None:
         while self.goal is Goal.RUN:
             await self._news.wait()
         scope.cancel()
 
-    async def _warm(self, port: int) -> None:
-        assert self.house.store is not None  # noqa: S101 - the caller asked; this tells the type checker
+    async def _become_ready(self, process: WorkerProcess, port: int) -> None:
+        """Return when it answers, owns its port and has the required models. Raises StartFailed."""
+        with trio.move_on_after(START_TIMEOUT_S) as answering:
+            pause_s = 0.02
+            while await self.house.prober.version(port) is None or not await owns_port(process.pid, port):
+                await trio.sleep(pause_s)
+                pause_s = min(0.5, pause_s * 1.5)
+        if answering.cancelled_caught:
+            raise StartFailed(f"it did not answer on port {port} within {START_TIMEOUT_S:g} s")
+        await _unless_cancelled()
+        self._move(Event.ANSWERED)
         required = self.house.settings.required_models
-        if required:
+        if required and self.spec.id != PRIMARY and self.house.store:
             await self.house.store.wait_present()
-            try:
-                await self.house.prober.load(port, required[0], LOAD_TIMEOUT_S)
-            except StartFailed as error:
-                # carried out of the nursery by hand: an exception group would hide its sentence
-                self.problem = str(error)
-                return
+            await self.house.prober.load(port, required[0], LOAD_TIMEOUT_S)
             self.models = frozenset({full_name(required[0])})
-        self.problem = None
 
     async def _serve(self, port: int) -> None:
         """Be ready, and follow the operator's wishes, until the goal is no longer to run (then drained, or forced)."""
-        if self.problem:
-            raise StartFailed(self.problem)
         leases, worker_id = self.house.leases, self.spec.id
+        await _unless_cancelled()
         self._move(Event.WARMED)
         self.ready_since = trio.current_time()
         cordoned = self.wish is not Wish.SERVE
         leases.worker_ready(worker_id, port=port, slots=self.spec.slots, models=self.models, cordoned=cordoned)
         while self.goal is Goal.RUN:
+            await _unless_cancelled()
             if self.wish is Wish.SERVE and self.state is not State.READY:
                 self._move(Event.UNCORDON)
                 leases.uncordon(worker_id)
             elif self.wish is Wish.CORDON and self.state is State.READY:
                 leases.cordon(worker_id)
                 self._move(Event.CORDON)
-            elif self.wish is Wish.DRAIN and self.state in (State.READY, State.CORDONED):
+            elif self.wish is Wish.DRAIN:
                 if await self._drain(lambda: self.wish is not Wish.DRAIN or self.goal is not Goal.RUN, math.inf):
                     self.wish = Wish.CORDON
             elif self.wish is Wish.CORDON and self.state is State.DRAINING:
@@ -336,6 +316,7 @@ class Worker:
 
     async def _drain(self, given_up: Callable[[], bool], timeout_s: float) -> bool:
         """Take no new leases and wait for the last one to end, or until `given_up`. Returns whether it has ended."""
+        await _unless_cancelled()
         self.house.leases.cordon(self.spec.id)
         if self.state is not State.DRAINING:
             self._move(Event.DRAIN)
@@ -363,6 +344,7 @@ class Worker:
                 scope.cancel()
                 return
             models = await self.house.prober.models(port)
+            await _unless_cancelled()
             if models is not None:
                 self.models = models
                 self.house.leases.worker_models(self.spec.id, models)
@@ -434,6 +416,14 @@ class Worker:
             **({"cause": cause} if cause else {}), **more,
         )  # fmt: skip
         self._changed()
+
+
+async def _unless_cancelled() -> None:
+    """Before a move: the process may have exited in the very step that woke this task.
+
+    The task is cancelled then and the state is STOPPING, but only a checkpoint says so.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 class OnePort(PortBook):
