@@ -7,15 +7,21 @@ from dataclasses import dataclass, field
 import trio
 
 from gateway.dispatch import Dispatcher, Lease, Ticket, WorkerSlots
-from gateway.errors import QueueTimeout, ShuttingDown
+from gateway.errors import NoWorkerWanted, QueueTimeout, ShuttingDown
 
 
 @dataclass(slots=True, eq=False)
 class Waiting(Ticket):
-    """A ticket somebody waits for; `since` is trio's clock at its first arrival."""
+    """A ticket somebody waits for.
+
+    `since` is trio's clock at its first arrival, `waited_s` what it has spent in the queue, over all its arrivals.
+    `granted` is set with a lease, or with the word that there will be none.
+    """
 
     since: float = 0.0
+    waited_s: float = 0.0
     granted: trio.Event = field(default_factory=trio.Event)
+    turned_away: NoWorkerWanted | ShuttingDown | None = None
 
 
 class Admission:
@@ -38,8 +44,9 @@ class Admission:
     async def lease(self, ticket: Waiting) -> AsyncIterator[Lease]:
         """Wait for a slot and hold it for the block.
 
-        Raises QueueFull and NoWorkerWanted at once, QueueTimeout when QUEUE_TIMEOUT_S have passed since the
-        ticket's first arrival, ShuttingDown. Cancellation, waiting or holding, gives the place back at once.
+        Raises QueueFull at once, NoWorkerWanted and ShuttingDown at once or while it waits, QueueTimeout when the
+        ticket has waited QUEUE_TIMEOUT_S in all; what it spent at a worker that was lost is no waiting.
+        Cancellation, waiting or holding, gives the place back at once.
         """
         self._arrive(ticket)
         try:
@@ -50,7 +57,7 @@ class Admission:
     def _arrive(self, ticket: Waiting) -> None:
         if self._shut:
             raise ShuttingDown
-        ticket.lease, ticket.granted = None, trio.Event()
+        ticket.granted = trio.Event()
         self._wake(self.dispatcher.arrive(ticket))
         self._tickets.add(ticket)
 
@@ -61,15 +68,15 @@ class Admission:
             self._note_drained(ticket.lease.worker_id)
 
     async def _wait(self, ticket: Waiting) -> Lease:
-        deadline = ticket.since + self.queue_timeout_s
-        with trio.CancelScope(deadline=deadline):
+        began = trio.current_time()
+        with trio.CancelScope(deadline=began + self.queue_timeout_s - ticket.waited_s):
             await ticket.granted.wait()
+        ticket.waited_s += trio.current_time() - began
         if ticket.lease is not None:
             return ticket.lease
-        if self._shut:
-            raise ShuttingDown
-        ready = sum(not worker.cordoned for worker in self.dispatcher.ready())
-        raise QueueTimeout(trio.current_time() - ticket.since, ready_workers=ready)
+        if ticket.turned_away is not None:
+            raise ticket.turned_away
+        raise QueueTimeout(ticket.waited_s, ready_workers=len(self.ready()))
 
     def _wake(self, granted: list[Ticket]) -> None:
         for ticket in granted:
@@ -115,14 +122,21 @@ class Admission:
     def fleet_wanted(self, count: int) -> None:
         """Learn how many workers there are to be: with none, a request is told so instead of waiting."""
         self.dispatcher.wanted_workers = count
+        if count == 0:
+            self._turn_away(NoWorkerWanted)
 
     # -- for the door and the admin API --------------------------------------------------------------------------
 
     def shut(self) -> None:
         """Answer every waiting ticket, and each that comes, with ShuttingDown. Leases go on."""
         self._shut = True
-        for ticket in list(self._tickets):
-            ticket.granted.set()
+        self._turn_away(ShuttingDown)
+
+    def _turn_away(self, why: type[NoWorkerWanted | ShuttingDown]) -> None:
+        for ticket in self._tickets:
+            if ticket.lease is None:
+                ticket.turned_away = why()
+                ticket.granted.set()
 
     async def wait_all_drained(self) -> None:
         """Return when no lease is left anywhere."""

@@ -93,6 +93,7 @@ class Dispatcher:
         if not again:
             self._number += 1
             ticket.number = self._number
+        ticket.lease = None  # the one it had is over
         place = len(self._waiting)
         while place and self._waiting[place - 1].number > ticket.number:
             place -= 1

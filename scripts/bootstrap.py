@@ -7,6 +7,7 @@ A stamp in .venv makes a second call return at once. An interrupted call is repa
 
 import configparser
 import contextlib
+import errno
 import fcntl
 import hashlib
 import html.parser
@@ -60,6 +61,10 @@ PIP_FAULTS = (
     ("timed out", "the package index answers too slowly: check the network, then run again"),
     ("Connection aborted", "the connection to the package index broke: check the network, then run again"),
     ("Permission denied", "a file may not be written (see above): who owns this folder?"),
+    (
+        "(from versions: none)",
+        "the package index gave nothing for that name: check the network, PIP_INDEX_URL and PIP_CERT, then run again",
+    ),
     ("No matching distribution", "the package index does not have that version for this Python and machine"),
 )
 
@@ -74,6 +79,12 @@ def explain_pip_failure(output: str) -> str:
         if sign in output:
             return meaning
     return "pip failed for the reason it gives above"
+
+
+def explain_os_error(error: OSError, where: Path) -> str:
+    """Say in one line what the operating system refused; `where` stands in for a path it did not name."""
+    hint = ": free some space, then run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error.strerror or error} ({error.filename or where}){hint}"
 
 
 def count_packages(lock_text: str) -> int:
@@ -196,7 +207,7 @@ def ensure_pip(env: Path, environ: Mapping[str, str]) -> None:
         return
     if has_ensurepip() and quiet([python, "-I", "-m", "ensurepip", "--upgrade", "--default-pip"]) is not None:
         return
-    print("bootstrap: this Python comes without pip (no python3-venv), fetching pip itself", flush=True)
+    print("bootstrap: this Python gives no pip (python3-venv is missing?), fetching pip itself", flush=True)
     with tempfile.TemporaryDirectory(dir=env) as folder:
         wheel = fetch_pip(Path(folder), environ, PIP_WHEEL, PIP_SHA256)
         install = ("install", "-q", "--no-index", "--no-deps")
@@ -220,8 +231,12 @@ def fetch_pip(folder: Path, environ: Mapping[str, str], wheel_name: str, sha256:
     """Put pip's wheel into `folder` and return its path. BootstrapError unless it is the pinned file."""
     index_url = pip_setting("index-url", environ) or DEFAULT_INDEX_URL
     try:
-        wheel = find_local(wheel_name, environ) or download_wheel(index_url, wheel_name, environ)
+        wheel = find_local(wheel_name, environ)
+        if wheel is None and environ.get("PIP_NO_INDEX", "0").lower() not in ("", "0", "no", "off", "false"):
+            raise BootstrapError(f"PIP_NO_INDEX is set and no folder of PIP_FIND_LINKS has {wheel_name}: put it there")
+        wheel = wheel or download_wheel(index_url, wheel_name, environ)
     except urllib.error.HTTPError as error:
+        error.close()
         raise BootstrapError(
             f"{redact(index_url)} answers {error.code} {error.reason}: is it the right index?"
         ) from error
@@ -289,15 +304,17 @@ class Links(html.parser.HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def split_credentials(url: str) -> tuple[str, urllib.request.HTTPPasswordMgr]:
+def split_credentials(url: str) -> tuple[str, urllib.request.HTTPPasswordMgrWithPriorAuth]:
     """Take `user:password@` out of a URL, as urllib wants it."""
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
     parts = urllib.parse.urlsplit(url)
     if parts.username is None:
         return url, passwords
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     user, password = (urllib.parse.unquote(text or "") for text in (parts.username, parts.password))
-    passwords.add_password(None, bare, user, password)
+    # For all of that host, where the files may lie beside the index; told at once, without waiting to be asked.
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
+    passwords.add_password(None, host, user, password, is_authenticated=True)
     return bare, passwords
 
 
@@ -366,7 +383,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"bootstrap: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"bootstrap: {error.strerror or error}: {error.filename or REPOSITORY}", file=sys.stderr)
+        print(f"bootstrap: {explain_os_error(error, REPOSITORY / '.venv')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bootstrap: interrupted; the next run starts .venv anew", file=sys.stderr)

@@ -7,6 +7,7 @@ whose hashes pip checks. The result appears in one rename: it is whole or absent
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,7 +25,7 @@ from typing import Protocol
 # Run as a file, Python looks for modules only beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bootstrap import explain_pip_failure
+from scripts.bootstrap import explain_os_error, explain_pip_failure
 from supervisor import embedded as home
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -230,7 +231,7 @@ class Bars:
 
     def step(self, what: str) -> None:
         """Print a line above the bars."""
-        self.rich.console.print(f"embedded: {what}", highlight=False)
+        self.rich.console.print(f"embedded: {what}", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -283,7 +284,7 @@ def find_compiler(which: Callable[[str], str | None] = shutil.which) -> str:
     for name in COMPILERS:
         if path := which(name):
             return path
-    raise InstallError("no C compiler (cc, gcc or clang) is on PATH, install one: apt-get install gcc libc6-dev")
+    raise InstallError("no C compiler (cc, gcc or clang) is on PATH, install one: apt-get install gcc")
 
 
 def own_ollama(environ: Mapping[str, str]) -> bool:
@@ -348,7 +349,10 @@ def unpack(part: Part, wheel: Path, target: Path) -> None:
 
 
 def run_tool(argv: Sequence[str], environ: Mapping[str, str], purpose: str) -> str:
-    """Run a short command and return its output. InstallError, after what it printed, if it fails."""
+    """Run a short command and return its output.
+
+    If it fails: InstallError, after what it printed; OSError if the disk is full.
+    """
     try:
         done = subprocess.run(
             argv,
@@ -364,6 +368,8 @@ def run_tool(argv: Sequence[str], environ: Mapping[str, str], purpose: str) -> s
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{purpose} took longer than {COMMAND_TIMEOUT_S} s: {argv[0]}") from error
     if done.returncode != 0:
+        if os.strerror(errno.ENOSPC) in done.stdout:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         print(done.stdout, file=sys.stderr, end="")
         raise InstallError(f"{purpose} failed, exit status {done.returncode}: {argv[0]}")
     return done.stdout
@@ -372,10 +378,13 @@ def run_tool(argv: Sequence[str], environ: Mapping[str, str], purpose: str) -> s
 def make_software(staging: Path, compiler: str, environ: Mapping[str, str], progress: Progress) -> None:
     """Build the server's folder in `staging` and see that the program starts."""
     program = home.layout(staging).ollama_path
+    program.parent.mkdir()
+    # First what may fail for want of something that only the user can install. The stub needs no C library.
+    stub, source = program.parent / "libollama-ggml-sycl.so", REPOSITORY / "scripts" / "sycl_stub.c"
+    options = ("-shared", "-fPIC", "-O1", "-nostdlib")
+    run_tool([compiler, *options, "-o", str(stub), str(source)], environ, "compiling scripts/sycl_stub.c")
     for part in SOFTWARE:
         unpack(part, fetch(part, staging, environ, progress), program.parent)
-    stub, source = program.parent / "libollama-ggml-sycl.so", REPOSITORY / "scripts" / "sycl_stub.c"
-    run_tool([compiler, "-shared", "-fPIC", "-O1", "-o", str(stub), str(source)], environ, "compiling the stub")
     # It asks a server for its version first, and says so when there is none: a port where nothing listens.
     said = run_tool([str(program), "--version"], {**environ, "OLLAMA_HOST": "127.0.0.1:1"}, "starting Ollama")
     if home.OLLAMA_VERSION not in said:
@@ -428,16 +437,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def install(folder: Path, environ: Mapping[str, str], *, force: bool = False) -> None:
+def install(folder: Path, environ: Mapping[str, str]) -> None:
     """Install the embedded default as `folder`, unless it is there. InstallError or OSError if that fails."""
-    if not force and home.find_embedded(folder):
+    if home.find_embedded(folder):
         return
     flags = cpu_flags(Path("/proc/cpuinfo").read_text(encoding="utf-8")) if sys.platform == "linux" else []
     if trouble := machine_trouble(platform.system(), platform.machine(), platform.libc_ver(), flags):
         raise InstallError(trouble)
     compiler = find_compiler()
     with locked(folder):
-        if not force and home.find_embedded(folder):
+        if home.find_embedded(folder):
             return
         remove_leftovers(folder)
         if trouble := disk_trouble(shutil.disk_usage(folder.parent).free, folder.parent):
@@ -467,7 +476,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; the result is the exit status."""
     parser = argparse.ArgumentParser(prog="embedded.py", description="The embedded default: Ollama on the CPU.")
     parser.add_argument("action", nargs="?", choices=("install", "where"), default="install")
-    parser.add_argument("--force", action="store_true", help="install even if there is an ollama or it is done")
+    parser.add_argument("--force", action="store_true", help="install it even if the machine has an ollama of its own")
     options = parser.parse_args(argv)
     folder = home.embedded_dir(os.environ)
     if options.action == "where":
@@ -475,12 +484,12 @@ def main(argv: Sequence[str]) -> int:
     if own_ollama(os.environ) and not options.force:
         return 0
     try:
-        install(folder, os.environ, force=options.force)
+        install(folder, os.environ)
     except InstallError as error:
         print(f"embedded: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"embedded: {error.strerror or error}: {error.filename or folder}", file=sys.stderr)
+        print(f"embedded: {explain_os_error(error, folder)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("embedded: interrupted; nothing was installed", file=sys.stderr)

@@ -1,6 +1,6 @@
 /* Stands in for libollama-ggml-sycl.so, whose own build needs a GPU stack and aborts without one.
  * Ollama's libraries ask it for three things; the answers say that there is no such device, so that
- * everything is computed on the CPU. scripts/embedded.py compiles it with cc -shared -fPIC. */
+ * everything is computed on the CPU. scripts/embedded.py compiles it, without the C library. */
 #include <stddef.h>
 
 void *ggml_backend_sycl_reg(void) { return NULL; }

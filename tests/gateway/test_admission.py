@@ -1,0 +1,327 @@
+"""Waiting for a slot, on trio's virtual clock. Every test ends with 0 leases and 0 tickets."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.admission import Admission, Waiting
+from gateway.errors import NoWorkerWanted, QueueFull, QueueTimeout, ShuttingDown, told
+
+NOTHING_LEFT = "<Admission 0 leases, 0 tickets>"
+
+
+def ready(admission: Admission, worker_id: str = "a", *, slots: int = 1, cordoned: bool = False) -> None:
+    admission.worker_ready(worker_id, port=11500, slots=slots, models=frozenset(), cordoned=cordoned)
+
+
+@pytest.fixture
+async def admission() -> AsyncIterator[Admission]:
+    made = Admission(queue_size=4, queue_timeout_s=300.0, random_unit=lambda: 0.5)
+    yield made
+    assert repr(made) == NOTHING_LEFT
+    assert made._tickets == set()
+
+
+async def hold(admission: Admission, ticket: Waiting, until: trio.Event | None = None) -> None:
+    async with admission.lease(ticket):
+        await (until.wait() if until is not None else trio.sleep_forever())
+
+
+async def test_a_free_slot_is_given_at_once_and_back_at_the_end(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    start = trio.current_time()
+    ready(admission)
+    async with admission.lease(admission.ticket("m")) as lease:
+        assert (lease.worker_id, lease.port, admission.inflight("a")) == ("a", 11500, 1)
+        assert repr(admission) == "<Admission 1 leases, 0 tickets>"
+    assert trio.current_time() == start
+
+
+async def test_a_ticket_waits_for_the_lease_before_it(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission)
+    order: list[str] = []
+
+    async def use(name: str) -> None:
+        async with admission.lease(admission.ticket("m")):
+            order.append(name)
+            await trio.sleep(10)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("first", "second", "third"):
+            nursery.start_soon(use, name)
+            await wait_all_tasks_blocked()
+    assert order == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "sentence"),
+    [
+        ("none", "no worker was ready within 300 s (QUEUE_TIMEOUT_S)"),
+        ("cordoned", "no worker was ready within 300 s (QUEUE_TIMEOUT_S)"),
+        ("busy", "no slot became free within 300 s (QUEUE_TIMEOUT_S)"),
+    ],
+)
+async def test_a_ticket_that_waits_too_long_is_told_what_it_waited_for(
+    admission: Admission, autojump_clock: MockClock, workers: str, sentence: str
+) -> None:
+    async with trio.open_nursery() as nursery:
+        if workers != "none":
+            ready(admission, cordoned=workers == "cordoned")
+        if workers == "busy":
+            nursery.start_soon(hold, admission, admission.ticket("m"))
+            await wait_all_tasks_blocked()
+        start = trio.current_time()
+        with pytest.raises(QueueTimeout) as caught:
+            async with admission.lease(admission.ticket("m")):
+                pytest.fail("there is no slot")
+        assert trio.current_time() - start == pytest.approx(300)
+        assert (told(caught.value).status, told(caught.value).sentence) == (503, sentence)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_lost_worker_took_does_not_count_as_waiting(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    ticket = admission.ticket("m")
+    async with admission.lease(ticket) as lease:
+        await trio.sleep(1000)  # a long answer, not one byte of it sent
+        ticket.excluded |= {lease.life}
+        admission.worker_lost("a")
+    async with trio.open_nursery() as nursery:
+
+        async def come_back() -> None:
+            await trio.sleep(3)
+            ready(admission)
+
+        nursery.start_soon(come_back)
+        async with admission.lease(ticket) as lease:
+            assert lease.worker_id == "a"
+
+
+async def test_the_waits_of_one_ticket_are_added_up(admission: Admission, autojump_clock: MockClock) -> None:
+    ticket = admission.ticket("m")
+    async with trio.open_nursery() as nursery:
+
+        async def come_late() -> None:
+            await trio.sleep(200)
+            ready(admission)
+
+        nursery.start_soon(come_late)
+        async with admission.lease(ticket) as lease:
+            ticket.excluded |= {lease.life}
+    start = trio.current_time()
+    with pytest.raises(QueueTimeout):
+        async with admission.lease(ticket):
+            pytest.fail("it has tried the only worker")
+    assert trio.current_time() - start == pytest.approx(100)
+
+
+async def test_cancellation_gives_the_place_in_the_queue_back(admission: Admission, autojump_clock: MockClock) -> None:
+    with trio.move_on_after(5):
+        await hold(admission, admission.ticket("m"))
+    assert repr(admission) == NOTHING_LEFT
+
+
+async def test_cancellation_gives_the_slot_to_the_next(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission)
+    start = trio.current_time()
+
+    async def leave_after_a_second() -> None:
+        with trio.move_on_after(1):
+            await hold(admission, admission.ticket("m"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave_after_a_second)
+        await wait_all_tasks_blocked()
+        async with admission.lease(admission.ticket("m")):
+            assert trio.current_time() - start == pytest.approx(1)
+
+
+async def test_a_full_queue_refuses_at_once(admission: Admission, autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(hold, admission, admission.ticket("m"))
+        await wait_all_tasks_blocked()
+        with pytest.raises(QueueFull):
+            await hold(admission, admission.ticket("m"))
+        assert admission.queue() == {"depth": 4, "size": 4, "oldest_s": 0.0}
+        await trio.sleep(2.5)
+        assert admission.queue()["oldest_s"] == 2.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_shutting_answers_who_waits_and_who_comes_and_lets_leases_go_on(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    told_so: list[str] = []
+    done = trio.Event()
+
+    async def wait_for_it(name: str) -> None:
+        try:
+            await hold(admission, admission.ticket("m"))
+        except ShuttingDown:
+            told_so.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, admission, admission.ticket("m"), done)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(wait_for_it, "waiting")
+        await wait_all_tasks_blocked()
+        admission.shut()
+        await wait_all_tasks_blocked()
+        await wait_for_it("late")
+        assert told_so == ["waiting", "late"]
+        assert admission.inflight("a") == 1
+        nursery.start_soon(admission.wait_all_drained)
+        await wait_all_tasks_blocked()
+        done.set()
+
+
+async def test_when_the_last_worker_is_unwanted_those_who_wait_are_told(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_it() -> None:
+            with pytest.raises(NoWorkerWanted):
+                await hold(admission, admission.ticket("m"))
+
+        nursery.start_soon(wait_for_it)
+        await wait_all_tasks_blocked()
+        admission.fleet_wanted(1)
+        await wait_all_tasks_blocked()
+        assert admission.queue()["depth"] == 1
+        admission.fleet_wanted(0)
+    with pytest.raises(NoWorkerWanted):
+        await hold(admission, admission.ticket("m"))
+    assert trio.current_time() == start
+
+
+async def test_a_worker_is_drained_when_its_last_lease_ends(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission, slots=2)
+    await admission.wait_drained("a")
+    one, two, drained = trio.Event(), trio.Event(), trio.Event()
+
+    async def wait_drained() -> None:
+        await admission.wait_drained("a")
+        drained.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, admission, admission.ticket("m"), one)
+        nursery.start_soon(hold, admission, admission.ticket("m"), two)
+        await wait_all_tasks_blocked()
+        admission.cordon("a")
+        nursery.start_soon(wait_drained)
+        nursery.start_soon(wait_drained)
+        for last in (one, two):
+            await wait_all_tasks_blocked()
+            assert not drained.is_set()
+            last.set()
+    assert drained.is_set()
+
+
+async def test_a_slot_that_goes_to_the_next_ticket_is_not_drained(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    one, two = trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        for until in (one, two):
+            nursery.start_soon(hold, admission, admission.ticket("m"), until)
+            await wait_all_tasks_blocked()
+        one.set()
+        with trio.move_on_after(1) as patience:
+            await admission.wait_drained("a")
+        assert patience.cancelled_caught
+        two.set()
+        await admission.wait_drained("a")
+
+
+async def test_a_lost_worker_is_drained_and_its_leases_end_without_effect(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    until = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, admission, admission.ticket("m"), until)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(admission.wait_drained, "a")
+        await wait_all_tasks_blocked()
+        admission.worker_lost("a")
+        await admission.wait_all_drained()
+        ready(admission)
+        async with admission.lease(admission.ticket("m")):
+            until.set()
+            await wait_all_tasks_blocked()
+            assert admission.inflight("a") == 1
+
+
+async def test_an_uncordoned_worker_takes_up_what_waits(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission, cordoned=True)
+    assert admission.ready() == []
+    async with trio.open_nursery() as nursery:
+        until = trio.Event()
+        nursery.start_soon(hold, admission, admission.ticket("m"), until)
+        await wait_all_tasks_blocked()
+        admission.uncordon("a")
+        assert admission.inflight("a") == 1
+        until.set()
+
+
+async def test_what_a_worker_holds_reaches_the_choice(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission, "a", slots=4)
+    ready(admission, "b", slots=4)
+    admission.worker_models("b", frozenset({"m:latest"}))
+    async with admission.lease(admission.ticket("m:latest")) as lease:
+        assert lease.worker_id == "b"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    asks=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 30), st.integers(0, 40)), max_size=20),
+    changes=st.lists(
+        st.tuples(st.integers(0, 50), st.sampled_from("ab"), st.sampled_from(["ready", "lost", "cordon"])), max_size=8
+    ),
+)
+def test_whatever_happens_nothing_is_left(
+    asks: list[tuple[int, int, int]], changes: list[tuple[int, str, str]]
+) -> None:
+    async def play() -> None:
+        admission = Admission(queue_size=3, queue_timeout_s=15.0, random_unit=lambda: 0.5)
+
+        async def ask(start_s: int, use_s: int, patience_s: int) -> None:
+            await trio.sleep(start_s)
+            with trio.move_on_after(patience_s):
+                try:
+                    async with admission.lease(admission.ticket("m")):
+                        await trio.sleep(use_s)
+                except (QueueFull, QueueTimeout):
+                    pass  # one of the ways out
+
+        async def change(at_s: int, worker_id: str, what: str) -> None:
+            await trio.sleep(at_s)
+            if what == "ready":
+                ready(admission, worker_id, slots=2)
+            elif what == "lost":
+                admission.worker_lost(worker_id)
+            else:
+                admission.cordon(worker_id)
+
+        ready(admission)
+        async with trio.open_nursery() as nursery:
+            for one in asks:
+                nursery.start_soon(ask, *one)
+            for other in changes:
+                nursery.start_soon(change, *other)
+        assert repr(admission) == NOTHING_LEFT
+        await admission.wait_all_drained()
+
+    trio.run(play, clock=MockClock(autojump_threshold=0))

@@ -1,0 +1,360 @@
+"""Who gets which slot: tables for the choice, and a state machine for what must always hold."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from gateway.dispatch import Dispatcher, Ticket
+from gateway.errors import NoWorkerWanted, QueueFull
+
+NONE: frozenset[str] = frozenset()
+
+
+def dispatcher(queue_size: int = 8, random_unit: Callable[[], float] = lambda: 0.5) -> Dispatcher:
+    return Dispatcher(queue_size, random_unit)
+
+
+def ready(desk: Dispatcher, worker_id: str, slots: int = 1, *models: str, cordoned: bool = False) -> list[Ticket]:
+    return desk.worker_ready(worker_id, 11500, slots, frozenset(models), cordoned=cordoned)
+
+
+def arrived(desk: Dispatcher, model: str | None = "m") -> Ticket:
+    ticket = Ticket(model)
+    desk.arrive(ticket)
+    return ticket
+
+
+def place(ticket: Ticket) -> str | None:
+    return ticket.lease.worker_id if ticket.lease else None
+
+
+# -- the choice ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("why", "workers", "leases", "model", "chosen"),
+    [
+        ("the emptier one", {"a": (4, ""), "b": (4, "")}, "aab", "m", "b"),
+        ("by share of its slots, not by count", {"a": (2, ""), "b": (8, "")}, "abb", "m", "b"),
+        ("the one with the model, though busier", {"a": (4, "m"), "b": (4, "x")}, "aa", "m", "a"),
+        ("the one with the model, unless it is full", {"a": (1, "m"), "b": (4, "x")}, "a", "m", "b"),
+        ("the emptier one when no model is named", {"a": (4, "m"), "b": (4, "x")}, "a", None, "b"),
+    ],
+)
+def test_the_worker_that_answers_soonest_is_chosen(
+    why: str, workers: dict[str, tuple[int, str]], leases: str, model: str | None, chosen: str
+) -> None:
+    desk = dispatcher()
+    for busy in leases:
+        # the leases that a worker has already: only it is open while they are made
+        if busy not in {worker.id for worker in desk.ready()}:
+            ready(desk, busy, workers[busy][0], *workers[busy][1])
+        for worker in desk.ready():
+            worker.cordoned = worker.id != busy
+        assert place(arrived(desk, None)) == busy
+    for worker_id, (slots, models) in workers.items():
+        if worker_id not in {worker.id for worker in desk.ready()}:
+            ready(desk, worker_id, slots, *models)
+    for worker in desk.ready():
+        worker.cordoned = False
+    assert place(arrived(desk, model)) == chosen, why
+
+
+def test_a_model_that_is_being_loaded_for_a_lease_counts_as_loaded() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 4)
+    ready(desk, "b", 4)
+    first = arrived(desk, "m")
+    assert place(arrived(desk, "m")) == place(first)
+
+
+def test_a_model_learnt_of_later_is_preferred() -> None:
+    desk = dispatcher(random_unit=lambda: 0.0)
+    ready(desk, "a", 4)
+    ready(desk, "b", 4)
+    desk.worker_models("b", frozenset({"m"}))
+    assert place(arrived(desk, "m")) == "b"
+
+
+def test_equals_share_by_chance() -> None:
+    desk = dispatcher(random_unit=random.Random(7).random)
+    for name in "abc":
+        ready(desk, name, 1)
+    counts = dict.fromkeys("abc", 0)
+    for _ in range(600):
+        ticket = arrived(desk)
+        counts[str(place(ticket))] += 1
+        desk.cancel(ticket)
+    assert all(150 < count < 250 for count in counts.values()), counts
+
+
+def test_the_lowest_draw_wins_among_equals() -> None:
+    draws = iter([0.9, 0.1, 0.5])
+    desk = dispatcher(random_unit=lambda: next(draws))
+    for name in "abc":
+        ready(desk, name, 1)
+    assert place(arrived(desk)) == "b"
+
+
+# -- the queue -------------------------------------------------------------------------------------------------------
+
+
+def test_tickets_are_served_in_the_order_in_which_they_came() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    holder, second, third = (arrived(desk) for _ in range(3))
+    assert desk.cancel(holder) == [second]
+    assert desk.cancel(second) == [third]
+    assert desk.cancel(third) == []
+
+
+def test_a_cancelled_ticket_leaves_the_queue() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    holder, second, third = (arrived(desk) for _ in range(3))
+    assert desk.cancel(second) == []
+    assert desk.cancel(holder) == [third]
+
+
+@pytest.mark.parametrize("queue_size", [0, 1, 3])
+def test_the_queue_takes_as_many_as_its_size_and_no_more(queue_size: int) -> None:
+    desk = dispatcher(queue_size)
+    ready(desk, "a")
+    for _ in range(1 + queue_size):
+        arrived(desk)
+    with pytest.raises(QueueFull):
+        arrived(desk)
+    assert len(desk.waiting) == queue_size
+
+
+def test_a_refused_ticket_may_come_again() -> None:
+    desk = dispatcher(0)
+    ready(desk, "a")
+    holder, late = arrived(desk), Ticket("m")
+    with pytest.raises(QueueFull):
+        desk.arrive(late)
+    desk.cancel(holder)
+    assert desk.arrive(late) == [late]
+
+
+def test_a_retried_ticket_keeps_its_place_and_is_not_refused_for_a_full_queue() -> None:
+    desk = dispatcher(1)
+    ready(desk, "a")
+    first, second = arrived(desk), arrived(desk)
+    assert first.lease is not None
+    first.excluded |= {first.lease.life}
+    desk.worker_lost("a")
+    desk.arrive(first)
+    assert desk.waiting == [first, second]
+    assert ready(desk, "b") == [first]
+
+
+def test_a_retried_ticket_that_waits_can_be_cancelled() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    ticket = arrived(desk)
+    assert ticket.lease is not None
+    ticket.excluded |= {ticket.lease.life}
+    desk.release(ticket.lease)
+    desk.arrive(ticket)
+    assert desk.waiting == [ticket]
+    desk.cancel(ticket)
+    assert desk.waiting == []
+
+
+def test_a_tried_worker_is_not_tried_again_but_its_next_life_is() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    ticket = arrived(desk)
+    assert ticket.lease is not None
+    ticket.excluded |= {ticket.lease.life}
+    desk.release(ticket.lease)
+    assert desk.arrive(ticket) == []
+    assert not desk.untried(ticket.excluded)
+    desk.worker_lost("a")
+    assert ready(desk, "a") == [ticket]
+    assert desk.untried(ticket.excluded)
+
+
+def test_a_ticket_that_cannot_use_the_free_slot_does_not_hold_up_those_behind_it() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    tried, behind = arrived(desk), arrived(desk)
+    assert tried.lease is not None
+    tried.excluded |= {tried.lease.life}
+    ready(desk, "b", cordoned=True)
+    desk.release(tried.lease)
+    assert place(behind) == "a"
+    assert desk.arrive(tried) == []
+    assert desk.uncordon("b") == [tried]
+
+
+def test_with_no_worker_wanted_every_ticket_is_refused() -> None:
+    desk = dispatcher()
+    desk.wanted_workers = 0
+    with pytest.raises(NoWorkerWanted):
+        arrived(desk)
+    assert desk.waiting == []
+
+
+# -- workers come and go ---------------------------------------------------------------------------------------------
+
+
+def test_a_cordoned_worker_keeps_its_leases_and_gets_no_more() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 2)
+    first = arrived(desk)
+    desk.cordon("a")
+    second = arrived(desk)
+    assert (desk.inflight("a"), place(second)) == (1, None)
+    assert desk.cancel(first) == []
+    assert desk.uncordon("a") == [second]
+
+
+def test_a_lease_of_a_lost_worker_gives_nothing_back() -> None:
+    desk = dispatcher()
+    ready(desk, "a")
+    old = arrived(desk)
+    desk.worker_lost("a")
+    ready(desk, "a")
+    new, waiting = arrived(desk), arrived(desk)
+    assert (desk.cancel(old), desk.inflight("a"), place(waiting)) == ([], 1, None)
+    assert desk.cancel(new) == [waiting]
+
+
+def test_ending_a_lease_twice_frees_one_slot() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 2)
+    first, second = arrived(desk), arrived(desk)
+    desk.cancel(first)
+    desk.cancel(first)
+    assert (desk.inflight("a"), place(second)) == (1, "a")
+
+
+def test_word_of_a_worker_that_is_not_there_changes_nothing() -> None:
+    desk = dispatcher()
+    desk.worker_lost("x")
+    desk.cordon("x")
+    desk.worker_models("x", frozenset({"m"}))
+    assert (desk.uncordon("x"), desk.ready(), desk.inflight("x")) == ([], [], 0)
+
+
+# -- what always holds -----------------------------------------------------------------------------------------------
+
+WORKERS = st.sampled_from("abc")
+MODELS = st.sampled_from(["m", "n", None])
+
+
+class Rush(RuleBasedStateMachine):
+    """Any order of arriving, cancelling, releasing, trying again, and workers coming and going."""
+
+    held: Bundle[Ticket] = Bundle("held")
+
+    @initialize(queue_size=st.integers(0, 4), seed=st.integers(0, 9))
+    def open(self, queue_size: int, seed: int) -> None:
+        self.desk = dispatcher(queue_size, random.Random(seed).random)
+        self.grants: dict[Ticket, int] = {}
+        self.ended: set[Ticket] = set()
+
+    def note(self, granted: list[Ticket]) -> None:
+        for ticket in granted:
+            assert ticket.lease is not None
+            assert ticket not in self.desk.waiting
+            assert ticket.lease.life not in ticket.excluded
+            self.grants[ticket] += 1
+
+    @rule(target=held, model=MODELS)
+    def arrive(self, model: str | None) -> Ticket:
+        ticket = Ticket(model)
+        self.grants[ticket] = 0
+        free = any(worker.free for worker in self.desk.ready())
+        full = len(self.desk.waiting) >= self.desk.queue_size
+        try:
+            granted = self.desk.arrive(ticket)
+        except QueueFull:
+            assert full
+            assert not free
+            assert ticket not in self.desk.waiting
+            self.ended.add(ticket)
+        else:
+            assert free or not full
+            assert (granted == [ticket]) is free
+            self.note(granted)
+        return ticket
+
+    @rule(ticket=consumes(held))
+    def cancel(self, ticket: Ticket) -> None:
+        self.note(self.desk.cancel(ticket))
+        self.ended.add(ticket)
+
+    @rule(ticket=held, noticed=st.booleans())
+    def try_again(self, ticket: Ticket, noticed: bool) -> None:
+        if ticket.lease is None or ticket in self.ended:
+            return
+        ticket.excluded |= {ticket.lease.life}
+        if noticed and any(worker.life == ticket.lease.life for worker in self.desk.ready()):
+            self.desk.worker_lost(ticket.lease.worker_id)
+        self.note(self.desk.cancel(ticket))
+        self.grants[ticket] = 0
+        self.note(self.desk.arrive(ticket))
+
+    @rule(name=WORKERS, slots=st.integers(1, 3), models=st.frozensets(st.sampled_from("mn")), cordoned=st.booleans())
+    def worker_ready(self, name: str, slots: int, models: frozenset[str], cordoned: bool) -> None:
+        self.note(self.desk.worker_ready(name, 11500, slots, models, cordoned=cordoned))
+
+    @rule(name=WORKERS)
+    def worker_lost(self, name: str) -> None:
+        self.desk.worker_lost(name)
+
+    @rule(name=WORKERS)
+    def cordon(self, name: str) -> None:
+        self.desk.cordon(name)
+
+    @rule(name=WORKERS)
+    def uncordon(self, name: str) -> None:
+        self.note(self.desk.uncordon(name))
+
+    @invariant()
+    def no_worker_has_more_leases_than_slots(self) -> None:
+        assert all(len(worker.leases) <= worker.slots for worker in self.desk.ready())
+
+    @invariant()
+    def no_ticket_waits_beside_a_free_slot_that_it_could_use(self) -> None:
+        for worker in self.desk.ready():
+            if worker.free:
+                assert all(worker.life in ticket.excluded for ticket in self.desk.waiting)
+
+    @invariant()
+    def the_queue_is_in_order_of_arrival(self) -> None:
+        numbers = [ticket.number for ticket in self.desk.waiting]
+        assert numbers == sorted(set(numbers))
+
+    @invariant()
+    def every_ticket_is_either_waiting_or_granted_once_or_over(self) -> None:
+        for ticket, times in self.grants.items():
+            waiting = ticket in self.desk.waiting
+            if ticket in self.ended:
+                assert not waiting
+            else:
+                assert (times, ticket.lease is None) == ((0, True) if waiting else (1, False))
+
+    @invariant()
+    def every_lease_belongs_to_a_ticket_that_is_not_over(self) -> None:
+        theirs = {lease for worker in self.desk.ready() for lease in worker.leases}
+        assert theirs <= {ticket.lease for ticket in self.grants if ticket not in self.ended}
+
+    def teardown(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        for ticket in self.grants:
+            self.desk.cancel(ticket)
+        assert self.desk.waiting == []
+        assert sum(len(worker.leases) for worker in self.desk.ready()) == 0
+
+
+TestRush = Rush.TestCase
+TestRush.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
