@@ -46,8 +46,7 @@ def test_auto_is_one_worker_per_gpu_pinned_by_uuid(gpus: Chimera) -> None:
         {"index": 0, "uuid": GPU_A, "name": "Fake H200"},
         {"index": 1, "uuid": GPU_B, "name": "Fake H200"},
     ]
-    for row in gpus.instances():
-        wait_for(lambda row=row: (gpus.instance(row["id"])["gpu_memory_bytes"] or 0) > 0)
+    wait_for(lambda: all((row["gpu_memory_bytes"] or 0) > 0 for row in gpus.instances()))
 
 
 def test_spawn_and_prune_per_gpu(gpus: Chimera) -> None:
