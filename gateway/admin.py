@@ -122,7 +122,7 @@ def understood(kind: type[Asked], query: dict[str, str], body: bytes | str) -> A
     if body.strip():
         try:
             value = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NotUnderstood(f"the body is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise NotUnderstood("the body must be a JSON object")
@@ -255,6 +255,6 @@ def _truth(text: str | None) -> bool:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 <= int(text) <= 100_000:
-        raise NotUnderstood(f"n is {text!r}; it must be a number of lines, at most 100000")
+    if not text.isdecimal() or len(text) > 6 or int(text) > 100_000:
+        raise NotUnderstood(f"n is {text[:20]!r}; it must be a number of lines, at most 100000")
     return int(text)

@@ -116,7 +116,10 @@ class Admission:
             await self._drained.setdefault(worker_id, trio.Event()).wait()
 
     def _note_drained(self, worker_id: str) -> None:
-        if not self.dispatcher.inflight(worker_id) and (event := self._drained.pop(worker_id, None)):
+        if self.dispatcher.inflight(worker_id):
+            return
+        event = self._drained.pop(worker_id, None)
+        if event is not None:
             event.set()
 
     def fleet_wanted(self, count: int) -> None:

@@ -1,13 +1,14 @@
 """The ASGI side of the gateway: requests from Hypercorn to the exchange, everything else to Quart."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
 import structlog
 import trio
 
-from gateway.errors import BodyTooLarge, ClientGone, GatewayError, dialect_of
+from gateway.errors import AmbiguousLength, BodyTooLarge, ClientGone, GatewayError, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
@@ -31,13 +32,19 @@ class AsgiBody:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.complete = False
+        self._completed = trio.Event()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the body has been read."""
+        return self._completed.is_set()
 
     async def _next(self) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        self.complete = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self._completed.set()
         return bytes(message.get("body", b""))
 
     async def read(self, declared: bytes | None, max_body_bytes: int) -> bytes:
@@ -53,7 +60,7 @@ class AsgiBody:
                 raise BodyTooLarge(max_body_bytes)
         return b"".join(parts)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body part by part; nothing is held. Raises ClientGone."""
         while not self.complete:
             if part := await self._next():
@@ -66,18 +73,25 @@ class AsgiBody:
             while not self.complete and left > 0:
                 left -= len(await self._next())
 
-    async def wait_gone(self) -> None:
-        """Return when the client has left. Only after the body is complete."""
+    async def drain(self) -> None:
+        """Throw away what comes until the client has left."""
         while (await self._receive())["type"] != "http.disconnect":
             continue
+
+    async def wait_gone(self) -> None:
+        """Return when the client has left. Before the body is complete, its reader is who meets that."""
+        await self._completed.wait()
+        await self.drain()
 
 
 class AsgiReply:
     """An answer through ASGI."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, body: AsgiBody) -> None:
         self._send = send
+        self._body = body
         self.started = False
+        self.ended = False
         self.status = 0
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -90,8 +104,19 @@ class AsgiReply:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
-        """Complete the body."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        """Complete the body. What is left of the request's is thrown away first. Raises ClientGone."""
+        last = {"type": "http.response.body", "body": b"", "more_body": False}
+        if not self._body.complete:
+            await self._body.discard()
+        self.ended = True
+        if self._body.complete:
+            await self._send(last)
+            return
+        async with trio.open_nursery() as nursery:
+            # Hypercorn would wait for ever to hand over the rest of the request, and never end the connection
+            nursery.start_soon(self._body.drain)
+            await self._send(last)
+            nursery.cancel_scope.cancel()
 
     async def abort(self) -> None:
         """Leave the body incomplete: Hypercorn then cuts the connection when the application returns."""
@@ -117,7 +142,8 @@ class Front:
             await self._pages(scope, receive, send)
             return
         request = _request(scope)
-        body, reply = AsgiBody(receive), AsgiReply(send)
+        body = AsgiBody(receive)
+        reply = AsgiReply(send, body)
         try:
             await self._carry_out(who, request, body, reply)
         except ClientGone:
@@ -136,27 +162,33 @@ class Front:
         except GatewayError as fault:
             if isinstance(fault, ClientGone) or reply.started:
                 raise ClientGone from fault
-            if not body.complete:
-                await body.discard()
             await answer_error(request, fault, reply)  # type: ignore[arg-type]  # every GatewayError but ClientGone is a Fault
 
     async def _answer(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
+        declared = value_of(request.headers, b"content-length")
+        if declared is not None and value_of(request.headers, b"transfer-encoding") is not None:
+            raise AmbiguousLength
         if who is Answerer.PRIMARY and framing_of(request.headers):
-            # the client's leaving is met by the reader of its body, then by its watcher
-            await self._exchange.to_primary(request, body.stream(), reply)
+            async with aclosing(body.stream()) as parts:
+                await self._while_there(body, reply, self._exchange.to_primary(request, parts, reply))
             return
-        whole = await body.read(value_of(request.headers, b"content-length"), self._max_body_bytes)
+        whole = await body.read(declared, self._max_body_bytes)
+        await self._while_there(body, reply, self._inference(who, request, whole, reply))
+
+    async def _while_there(self, body: AsgiBody, reply: AsgiReply, doing: Awaitable[None]) -> None:
+        """Do something, or leave off when the client leaves. Raises what it raises, and ClientGone."""
         gone = False
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 nonlocal gone
                 await body.wait_gone()
-                gone = True
-                nursery.cancel_scope.cancel()
+                if not reply.ended:  # the end of an answer is told as a disconnect too
+                    gone = True
+                    nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
-            fault = await self._caught(self._inference(who, request, whole, reply))
+            fault = await self._caught(doing)
             nursery.cancel_scope.cancel()
         if gone:
             raise ClientGone
@@ -176,7 +208,7 @@ class Front:
             await self._fleetwide.ps(request, reply)
             return
         if who is Answerer.PRIMARY:
-            await self._exchange.to_primary(request, None, reply)
+            await self._exchange.to_primary(request, body or None, reply)  # HTTP/2 has bodies without framing
             return
         kind = (value_of(request.headers, b"content-type") or b"").decode("latin1").lower()
         ask = read_ask(request.path, kind, body)

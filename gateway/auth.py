@@ -23,13 +23,29 @@ def is_local_name(host: bytes | None) -> bool:
     """Say whether a Host header names this machine by a name that no web page can have made up (DNS rebinding)."""
     if host is None:
         return True  # HTTP/1.0; browsers always send one
-    name = host.decode("latin1").rsplit(":", 1)[0] if not host.endswith(b"]") else host.decode("latin1")
-    name = name.strip("[]").rstrip(".").lower()
     try:
-        ipaddress.ip_address(name)
+        ipaddress.ip_address(_name(host))
         return True
     except ValueError:
-        return name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower()
+        return _is_own(_name(host))
+
+
+def is_local_origin(origin: bytes) -> bool:
+    """Say whether an Origin header is of a page of this machine. A foreign site may have an address for a name."""
+    name = _name(origin.partition(b"://")[2].partition(b"/")[0])
+    return is_loopback(name) or _is_own(name)
+
+
+def _name(host: bytes) -> str:
+    """Return the host of `host:port`, without an address's brackets."""
+    text = host.decode("latin1")
+    name = text if text.endswith("]") else text.rsplit(":", 1)[0]
+    return name.strip("[]").rstrip(".").lower()
+
+
+def _is_own(name: str) -> bool:
+    own = ("localhost", socket.gethostname().lower())
+    return name != "" and (name in own or name.endswith(".localhost"))
 
 
 def refusal(headers: Headers, peer: str | None, token: str | None) -> Told | None:
@@ -41,13 +57,14 @@ def refusal(headers: Headers, peer: str | None, token: str | None) -> Told | Non
     if token is not None:
         given = value_of(headers, b"authorization") or b""
         scheme, _, secret = given.partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(secret.strip(), token.encode()):
+        # an empty token is nobody's
+        if token and scheme.lower() == b"bearer" and hmac.compare_digest(secret.strip(), token.encode()):
             return None
         return Told(401, "the admin API needs Authorization: Bearer ADMIN_TOKEN")
     if not is_loopback(peer) or any(value_of(headers, name) is not None for name in _PROXIED):
         return Told(403, "the admin API answers this machine only, until ADMIN_TOKEN is set")
     origin = value_of(headers, b"origin")
-    if origin is not None and not is_local_name(origin.partition(b"://")[2].partition(b"/")[0]):
+    if origin is not None and not is_local_origin(origin):
         return Told(403, "the admin API does not answer web pages of other sites")
     if value_of(headers, b"sec-fetch-site") in (b"cross-site", b"same-site"):
         return Told(403, "the admin API does not answer web pages of other sites")

@@ -99,7 +99,7 @@ class Dispatcher:
             place -= 1
         self._waiting.insert(place, ticket)
         granted = self._grant()
-        if ticket.lease is None and not again and len(self._waiting) > self.queue_size:
+        if ticket not in granted and not again and len(self._waiting) > self.queue_size:
             self._waiting.remove(ticket)
             raise QueueFull
         return granted

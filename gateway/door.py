@@ -20,15 +20,18 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from gateway.asgi import App
+from gateway.asgi import App, Message, Receive, Send
 
 log = structlog.get_logger("gateway")
 
 BACKLOG = 1024
 KEEP_ALIVE_S = 75.0
 HEAD_BYTES = 64 * 1024
+# How long it may take to end an answer and make the connection ready for its next request; then it is closed.
+END_TIMEOUT_S = 5.0
 # Between two tries to accept while there are no file descriptors left.
 NO_DESCRIPTORS_PAUSE_S = 0.1
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -39,24 +42,41 @@ class PortTaken(Exception):
 def listen(host: str, port: int) -> list[socket.socket]:
     """Return sockets listening on every address of `host`. Raises PortTaken.
 
-    Done before anything else is started: a taken port must cost nothing.
+    Done before anything else is started: a taken port must cost nothing. An address that the machine does not have
+    is passed over while there is another: `localhost` often names ::1 where IPv6 is switched off.
     """
     sockets: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
+            try:
+                sockets.append(_listening(socket.AddressFamily(family), kind, protocol, address))
+            except OSError as error:
+                if error.errno not in _NO_SUCH_ADDRESS:
+                    raise
+                absent = error
+        if not sockets and absent:
+            raise absent
     except OSError as error:
         for sock in sockets:
             sock.close()
         raise PortTaken(error.strerror or str(error)) from error
     return sockets
+
+
+def _listening(family: socket.AddressFamily, kind: int, protocol: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class GuardedStream(trio.abc.HalfCloseableStream):
@@ -70,7 +90,11 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send, or fail with BrokenResourceError when the client takes nothing for STALL_TIMEOUT_S."""
         with trio.CancelScope(deadline=trio.current_time() + self._stall_timeout_s) as patience:
-            await self._stream.send_all(data)
+            try:
+                await self._stream.send_all(data)
+            except trio.BusyResourceError as error:
+                # Hypercorn closes a connection whose client breaks the protocol while its answer is being sent
+                raise trio.BrokenResourceError("the connection is being closed") from error
         if patience.cancelled_caught:
             log.warning("client does not read; its connection is cut", after_s=self._stall_timeout_s)
             self.socket.close()
@@ -134,11 +158,11 @@ async def run_gateway(
     """
     config = _config()
     door = Door(sockets, set(), WorkerContext(None), trio.CancelScope(), trio.Event())
-    wrapped = ASGIWrapper(cast("Any", app))
 
     async def serve(stream: GuardedStream) -> None:
         door.connections.add(stream)
         try:
+            wrapped = ASGIWrapper(cast("Any", _with_ends(app, stream)))
             server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
             await server.run()
         except Exception as error:
@@ -161,7 +185,32 @@ async def run_gateway(
                 task_status.started(door)
             await trio.sleep_forever()
         finally:
+            for sock in sockets:
+                sock.close()
             door.cut()
+
+
+def _with_ends(app: App, stream: GuardedStream) -> App:
+    """Wrap a connection's application so that the end of an answer, once begun, is carried through.
+
+    While it ends an answer Hypercorn tells the application that the client is gone, and only then closes the
+    connection or waits for its next request. An application that cancels itself at that word, as Quart does, would
+    leave the connection open for ever.
+    """
+
+    async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.move_on_after(END_TIMEOUT_S, shield=True) as ending:
+                    await send(message)
+                if ending.cancelled_caught:
+                    stream.socket.close()
+            else:
+                await send(message)
+
+        await app(scope, receive, sent)
+
+    return wrapped
 
 
 async def _accept(

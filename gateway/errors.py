@@ -65,6 +65,10 @@ class BodyTooLarge(GatewayError):
         self.max_body_bytes = max_body_bytes
 
 
+class AmbiguousLength(GatewayError):
+    """A request says in two ways how long its body is: two servers could read two different requests."""
+
+
 class ConnectFailed(GatewayError):
     """A worker did not take the connection. Nothing was sent to the client."""
 
@@ -90,7 +94,7 @@ class ClientGone(GatewayError):
 
 
 Fault = (
-    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge
+    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | AmbiguousLength
     | ConnectFailed | WorkerLost | WorkerRefused | FirstByteTimeout | Stalled
 )  # fmt: skip
 
@@ -121,6 +125,8 @@ def told(fault: Fault) -> Told:
             return Told(503, "the primary ollama server is not ready", 2)
         case BodyTooLarge():
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
+        case AmbiguousLength():
+            return Told(400, "a request must not have both Content-Length and Transfer-Encoding")
         case ConnectFailed() | WorkerLost() | WorkerRefused():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
         case FirstByteTimeout():
@@ -136,6 +142,8 @@ def error_headers(said: Told) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json; charset=utf-8")]
     if said.retry_after_s is not None:
         headers.append((b"retry-after", str(said.retry_after_s).encode()))
+    if said.status == 400:  # who knows where the next request on that connection would begin (RFC 9112, 6.1)
+        headers.append((b"connection", b"close"))
     return headers
 
 
@@ -147,7 +155,7 @@ def error_body(dialect: Dialect, status: int, sentence: str) -> bytes:
 def error_event(dialect: Dialect, sentence: str, *, sse: bool, mid_line: bool) -> bytes:
     """Return what ends a broken stream, so that it never looks complete.
 
-    A line of its own: `mid_line` says that the last byte sent was not a line's end.
+    A line or an event of its own: `mid_line` says that what was sent before did not end with one.
     """
     body = json.dumps(_error(dialect, 502, sentence)).encode()
     if not sse:

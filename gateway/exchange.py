@@ -98,7 +98,7 @@ class Exchange:
                 request.worker_id = lease.worker_id
                 self.metrics.leased(request.waited_s)
                 try:
-                    await self._relay_lease(request, lease, body, reply)
+                    await self._relay_lease(request, lease, ticket.excluded | {lease.life}, body, reply)
                     return
                 except (ConnectFailed, WorkerLost, WorkerRefused) as fault:
                     if reply.started or request.attempts >= MOST_ATTEMPTS:
@@ -117,11 +117,14 @@ class Exchange:
         await trio.sleep(LOSS_NOTICED_S)
         return all(worker.life not in tried for worker in self.admission.dispatcher.ready())
 
-    async def _relay_lease(self, request: Request, lease: Lease, body: bytes, reply: Reply) -> None:
+    async def _relay_lease(
+        self, request: Request, lease: Lease, tried: frozenset[Life], body: bytes, reply: Reply
+    ) -> None:
         framing: Headers = [(b"content-length", str(len(body)).encode())]
         headers = request_headers(request.headers, port=lease.port, request_id=request.id, framing=framing)
         async with self.upstream.exchange(lease.port, request.method, request.target, headers, body) as answer:
-            if answer.status in (502, 503, 504) and self.admission.dispatcher.untried(frozenset({lease.life})):
+            others = request.attempts < MOST_ATTEMPTS and self.admission.dispatcher.untried(tried)
+            if answer.status in (502, 503, 504) and others:
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
             await self._relay(request, answer, reply, own=self._own_headers(request, lease.worker_id))
 
@@ -157,7 +160,7 @@ class Exchange:
         except (WorkerLost, Stalled) as fault:
             log.warning("answer broken", request=request.id, worker=request.worker_id, cause=str(fault))
             self.metrics.broken()
-            await _end_broken(request, answer, reply, fault, mid_line=not last.endswith(b"\n"))
+            await _end_broken(request, answer, reply, fault, last)
             return
         await reply.end()
 
@@ -170,13 +173,19 @@ class Exchange:
         ]
 
 
-async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fault, *, mid_line: bool) -> None:
-    """End a broken body so that it never looks complete: an error line where there are lines, else a cut."""
-    kind = value_of([(name.lower(), value) for name, value in answer.headers], b"content-type") or b""
+async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fault, last: bytes) -> None:
+    """End a broken body so that it never looks complete: an error line where there are lines, else a cut.
+
+    `last` is the last part that was sent. Nothing can be added to a body whose length was declared.
+    """
+    headers = [(name.lower(), value) for name, value in answer.headers]
+    kind = value_of(headers, b"content-type") or b""
     sse = kind.startswith(b"text/event-stream")
-    if not sse and not kind.startswith(b"application/x-ndjson"):
+    lines = sse or kind.startswith(b"application/x-ndjson")
+    if not lines or value_of(headers, b"content-length") is not None:
         await reply.abort()
         return
+    mid_line = not last.endswith(b"\n\n" if sse else b"\n")  # an event ends with an empty line
     sentence = (
         "the worker fell silent within its answer"
         if isinstance(fault, Stalled)

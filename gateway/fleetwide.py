@@ -11,22 +11,22 @@ from gateway.dispatch import WorkerSlots
 from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
 from gateway.exchange import Exchange, Reply, Request
 from gateway.headers import Headers, request_headers, response_headers
-from gateway.ollama import Ask, Kind
+from gateway.ollama import Ask, Kind, full_name
 
 log = structlog.get_logger("gateway")
 
 PS_TIMEOUT_S = 5.0
 
 
-def merged_ps(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return one /api/ps answer of many, by worker id.
+def merged_ps(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return one /api/ps answer of the models of many workers, by worker id.
 
     One row per model, as clients expect; its memory is what all copies take together, it expires when the last
     copy does, and `workers` (ours) says where the copies are.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for worker_id, answer in answers.items():
-        for model in answer.get("models") or []:
+    for worker_id, models in answers.items():
+        for model in models:
             row = rows.get(str(model.get("name")))
             if row is None:
                 rows[str(model.get("name"))] = {**model, "workers": [worker_id]}
@@ -38,6 +38,15 @@ def merged_ps(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"models": list(rows.values())}
 
 
+def models_of(body: bytes) -> list[dict[str, Any]] | None:
+    """Return the models of an /api/ps answer, or None when it is none."""
+    try:
+        models = json.loads(body)["models"] or []
+    except (ValueError, RecursionError, TypeError, LookupError):
+        return None
+    return models if isinstance(models, list) and all(isinstance(model, dict) for model in models) else None
+
+
 class Fleetwide:
     """Asks every worker that is ready."""
 
@@ -46,13 +55,14 @@ class Fleetwide:
 
     async def ps(self, request: Request, reply: Reply) -> None:
         """Answer /api/ps for the whole fleet. A worker that does not answer in time is left out, and logged."""
-        answers: dict[str, Any] = {}
+        answers: dict[str, list[dict[str, Any]]] = {}
 
         async def ask(worker: WorkerSlots) -> None:
             with trio.move_on_after(PS_TIMEOUT_S):
                 answered = await self._one(worker, request, "GET", b"/api/ps", None)
-                if answered is not None and answered[0] == 200:
-                    answers[worker.id] = json.loads(answered[2])
+                models = models_of(answered[2]) if answered is not None and answered[0] == 200 else None
+                if models is not None:
+                    answers[worker.id] = models
                     return
             log.warning("worker left out of /api/ps", worker=worker.id)
 
@@ -97,14 +107,17 @@ class Fleetwide:
         ready = self._exchange.admission.ready()
         if ask.kind is not Kind.UNLOAD:
             return ready
-        return [worker for worker in ready if worker.holds(ask.model)] or ready[:1]
+        name = full_name(ask.model) if ask.model else None
+        return [worker for worker in ready if worker.holds(name)] or ready[:1]
 
     async def _one(
         self, worker: WorkerSlots, request: Request, method: str, target: bytes, body: bytes | None
     ) -> tuple[int, Headers, bytes] | None:
         """Return one worker's whole answer, or None when it gave none."""
         framing: Headers = [] if body is None else [(b"content-length", str(len(body)).encode())]
-        headers = request_headers(request.headers, port=worker.port, request_id=request.id, framing=framing)
+        # Without a body the question is ours, and so are its headers: the answer is read here (no compression).
+        given = [] if body is None else request.headers
+        headers = request_headers(given, port=worker.port, request_id=request.id, framing=framing)
         try:
             async with self._exchange.upstream.exchange(worker.port, method, target, headers, body) as answer:
                 whole = b""

@@ -12,9 +12,12 @@ HOP_BY_HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
-# Host is rewritten: Ollama refuses a foreign one with 403. Authorization is between the client and Chimera, and
-# no secret of it may reach a worker's log. Expect is answered here. The length is set anew with the body.
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"authorization", b"content-length", b"expect", b"x-request-id"}
+# Host is rewritten: Ollama refuses a foreign one with 403. Authorization, X-Api-Key and Cookie are between the
+# client and Chimera, and no secret of them may reach a worker's log. Expect is answered here. The length is set anew
+# with the body.
+_NOT_FORWARDED = HOP_BY_HOP | {
+    b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"expect", b"x-request-id",
+}  # fmt: skip
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 

@@ -73,14 +73,11 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     """Return what a body asks for. Never raises: what cannot be read is forwarded or refused by Ollama."""
     if content_type.startswith("multipart/"):  # audio: the model is a form field; any worker will do
         return Ask(Kind.INFERENCE, None)
-    fields: _Body | None
     try:
-        fields = _decoder.decode(body)
-        # Go matches names of any case: `Model` is a model too
-        if fields.model is None:
+        fields = _quick(body)
+        if fields is None or not fields.model or _kind(path, fields) is not Kind.INFERENCE:
+            # Go matches names of any case: `Model` is a model too, and what looks like a load may have a `Prompt`
             fields = _lenient(body)
-    except msgspec.DecodeError:
-        fields = _lenient(body)
     except RecursionError:
         return Ask(Kind.INFERENCE, None)
     if fields is None or not isinstance(fields.model, str) or not fields.model:
@@ -88,16 +85,35 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     return Ask(_kind(path, fields), fields.model)
 
 
+def _quick(body: bytes) -> _Body | None:
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _as_go_has_it(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object: the case of names is nothing, null leaves a field as it was, the last value counts."""
+    return {name.casefold(): value for name, value in pairs if value is not None}
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+# Integers as floats: Python refuses very long ones, and their exact value is nothing here.
+_go = json.JSONDecoder(object_pairs_hook=_as_go_has_it, parse_int=float, parse_constant=_no_number)
+
+
 def _lenient(body: bytes) -> _Body | None:
     """Read a body as Go would: the first JSON value counts, names match in any case, bad UTF-8 is replaced."""
     text = body.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
     try:
-        value, _ = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
+        known, _ = _go.raw_decode(text)
+    except ValueError:
         return None
-    if not isinstance(value, dict):
+    if not isinstance(known, dict):
         return None
-    known = {str(name).casefold(): part for name, part in value.items()}
     messages = known.get("messages")
     raw = msgspec.Raw(b"" if not messages else b"[0]")  # only whether there are any matters
     return _Body(known.get("model"), known.get("prompt"), raw, known.get("keep_alive"))
@@ -107,7 +123,7 @@ def _kind(path: str, fields: _Body) -> Kind:
     if path == "/api/generate":
         empty = not fields.prompt
     elif path == "/api/chat":
-        empty = bytes(fields.messages).strip().replace(b" ", b"") in (b"", b"null", b"[]")
+        empty = b"".join(bytes(fields.messages).split()) in (b"", b"null", b"[]")
     else:
         return Kind.INFERENCE
     if not empty:

@@ -134,15 +134,15 @@ class Upstream:
         """Send the request and return the connection with the answer's head.
 
         A pooled connection that breaks before the answer may have been closed by the worker just then, which
-        says nothing about the worker: the request is sent once more on a new one, if its body is still there.
+        says nothing about the worker: the request is sent once more on a new one. A body that comes in parts
+        cannot be sent twice, so it gets a new connection at once.
         """
-        pooled = self._take(port)
+        pooled = self._take(port) if body is None or isinstance(body, bytes) else None
         if pooled:
             try:
                 return pooled, await self._ask_on(pooled, method, target, headers, body)
             except WorkerLost:
-                if not (body is None or isinstance(body, bytes)):
-                    raise
+                pass  # tried once more, below
         fresh = await _connect(port)
         return fresh, await self._ask_on(fresh, method, target, headers, body)
 
@@ -196,7 +196,9 @@ class Upstream:
     def _give_back(self, connection: _Connection) -> None:
         idle = self._idle.setdefault(connection.port, [])
         http = connection.http
-        if http.our_state is h11.DONE and http.their_state is h11.DONE and len(idle) < IDLE_PER_WORKER:
+        # bytes beyond the answer belong to no request: the next one would take them for its own answer
+        good = http.our_state is h11.DONE and http.their_state is h11.DONE and not http.trailing_data[0]
+        if good and len(idle) < IDLE_PER_WORKER:
             http.start_next_cycle()
             connection.idle_since = trio.current_time()
             idle.append(connection)
@@ -211,7 +213,10 @@ class Upstream:
 
 async def _connect(port: int) -> _Connection:
     """Connect to a worker. Raises ConnectFailed."""
-    sock = trio.socket.socket()
+    try:
+        sock = trio.socket.socket()
+    except OSError as error:  # no file descriptor left
+        raise ConnectFailed(str(error)) from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT_S) as connecting:

@@ -13,6 +13,7 @@ from typing import Any
 from supervisor.config import Settings
 from supervisor.errors import StartRefused
 from supervisor.lock import holder
+from supervisor.probe import listens
 
 # A first start may pull a model of many gigabytes.
 START_TIMEOUT_S = 3600.0
@@ -39,18 +40,23 @@ def start(
     if pid := holder(settings.state_dir):
         raise StartRefused(f"chimera runs already (process {pid}); see: chimera status")
     path = log_path(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as log:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab")
+    except OSError as error:
+        raise StartRefused(f"LOG_DIR: {path} cannot be written: {error.strerror}") from error
+    with log:
         begin = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "supervisor", "--env-file", str(env_file), "run"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    pause, said = threading.Event(), ""
+    pause, said, answer = threading.Event(), "", None
     for _ in range(int(START_TIMEOUT_S / POLL_S)):
         if process.poll() is not None:
             raise StartRefused(_last_words(path, begin) or f"it ended at once; see {path}")
-        answer = fleet()
+        # another program, or another Chimera, may have the port: what that one answers says nothing of this one
+        answer = fleet() if listens(process.pid, settings.gateway_port) else None
         if answer is not None:
             rows = answer["instances"]
             if not any(row["state"] in _ON_THE_WAY for row in rows):
@@ -60,7 +66,9 @@ def start(
                 say(doing)
                 said = doing
         pause.wait(POLL_S)
-    if answer and rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
+    if answer is None:
+        raise StartRefused(f"no gateway answered within {START_TIMEOUT_S:.0f} s; see {path}")
+    if rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
         problem = next((row["problem"] for row in rows if row["problem"]), "see: chimera status")
         raise StartRefused(f"no worker became ready: {problem}")
     return process.pid
@@ -74,11 +82,18 @@ def stop(settings: Settings) -> int | None:
     pid = holder(settings.state_dir)
     if pid is None:
         return None
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return pid  # it has ended since
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         timeout_s = settings.drain_timeout_s + settings.stop_timeout_s + STOP_GRACE_S
         ended, _, _ = select.select([pidfd], [], [], timeout_s)
+    except ProcessLookupError:
+        return pid
+    except PermissionError as error:
+        raise StartRefused(f"chimera (process {pid}) is another user's; stop it as that user, or as root") from error
     finally:
         os.close(pidfd)
     if not ended:

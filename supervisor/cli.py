@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Refused(click.ClickException):
 def read_dotenv(path: Path) -> tuple[dict[str, str | None], tuple[str, ...]]:
     """Return the names and values of a `.env`, and a line for each line of it that is none; no file is no fault."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a byte order mark
             bindings = list(parse_stream(file))
     except FileNotFoundError:
         return {}, ()
@@ -50,8 +51,10 @@ def read_dotenv(path: Path) -> tuple[dict[str, str | None], tuple[str, ...]]:
     for binding in bindings:
         # "NAME" alone is no setting either; blank lines and comments have neither key nor error
         if binding.error or (binding.key and binding.value is None):
-            name = binding.original.string.strip().split("=")[0][:40]  # never the value: it may be a secret
-            faults.append(f"{path} line {binding.original.line}: {name!r} is not NAME=VALUE")
+            text = binding.original.string
+            line = binding.original.line + len(text[: -len(text.lstrip())].splitlines())
+            named = re.match(r"\s*([A-Za-z_]\w*)\s*=", text)  # never the rest: it may be a secret
+            faults.append(f"{path} line {line}: {named[1] + ': ' if named else ''}this is not NAME=VALUE")
         elif binding.key:
             values[binding.key] = binding.value
     return values, tuple(faults)
@@ -270,21 +273,30 @@ def _checked(answer: httpx.Response) -> httpx.Response:
         return answer
     try:
         sentence = answer.json()["error"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         sentence = f"{answer.url} answered {answer.status_code}; is another program listening there?"
     raise Refused(str(sentence))
 
 
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object of a good answer; refuse what no Chimera answers."""
+    try:
+        value = _checked(answer).json()
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(f"{answer.url} answered no JSON object; is another program listening there?")
+    return value
+
+
 def _get(settings: Settings, path: str) -> dict[str, Any]:
     with _client(settings) as client, _connected(settings):
-        answer: dict[str, Any] = _checked(client.get(path)).json()
-    return answer
+        return _object(client.get(path))
 
 
 def _post(settings: Settings, path: str, body: object) -> dict[str, Any]:
     with _client(settings) as client, _connected(settings):
-        answer: dict[str, Any] = _checked(client.post(path, json=body) if body else client.post(path)).json()
-    return answer
+        return _object(client.post(path, json=body) if body else client.post(path))
 
 
 def _fleet(settings: Settings) -> dict[str, Any]:

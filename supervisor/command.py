@@ -64,7 +64,7 @@ def worker_command(
     without a word. TERM and not KILL: a killed serve leaves its runner and the memory that holds.
     """
     env = {name: text for name, text in environ.items() if name not in _HIDDEN}
-    env.setdefault("HOME", "/")  # ollama serve refuses to start without one
+    env["HOME"] = env.get("HOME") or "/"  # ollama serve refuses to start without one
     if settings.required_models:
         # ready means that the first model is loaded: after Ollama's five idle minutes it would not be
         env.setdefault("OLLAMA_KEEP_ALIVE", "-1")

@@ -20,6 +20,9 @@ EPHEMERAL_PORTS_FROM = 32768
 # The most workers that get ports beside each other.
 WORKER_PORTS = 512
 
+# The most workers there are at one time.
+MOST_WORKERS = 256
+
 # Names that the contract reserves for what this version does not do yet.
 RESERVED = frozenset(
     [
@@ -45,6 +48,10 @@ MANAGED_BY = {
     "OLLAMA_NUM_PARALLEL": "WORKER_SLOTS",
     "OLLAMA_NOPRUNE": "nothing: the primary alone prunes the shared store",
     "CUDA_VISIBLE_DEVICES": "WORKERS",
+    "CUDA_DEVICE_ORDER": "nothing: workers are pinned by UUID",
+    "OLLAMA_VULKAN": "nothing: Vulkan sees GPUs that a worker must not use",
+    "ROCR_VISIBLE_DEVICES": "nothing: this version pins NVIDIA GPUs only",
+    "HIP_VISIBLE_DEVICES": "nothing: this version pins NVIDIA GPUs only",
     "CHIMERA_WORKER": "nothing: it is Chimera's own mark",
 }
 
@@ -59,9 +66,12 @@ def _workers(value: object) -> object:
     for part in value.split(","):
         name, equals, count = (piece.strip() for piece in part.partition("="))
         gpu = name.removeprefix("gpu:")
-        if not equals or not count.isdecimal() or not (name.lower() == "cpu" or (name != gpu and gpu)):
+        if not equals or not re.fullmatch(r"\d{1,9}", count) or not (name.lower() == "cpu" or (name != gpu and gpu)):
             raise ValueError(f"{part.strip()!r} is not gpu:INDEX=N, gpu:UUID=N or cpu=N; or write auto alone")
         pairs.append((gpu, int(count)))
+    asked = sum(count for _, count in pairs)
+    if asked > MOST_WORKERS:
+        raise ValueError(f"{asked} workers are asked for; {MOST_WORKERS} is the most")
     return tuple(pairs)
 
 
@@ -70,10 +80,10 @@ def _worker_env(value: object) -> object:
     if not isinstance(value, str):
         return value
     pairs: list[tuple[str, str]] = []
-    for part in re.split(r",(?=\s*[A-Za-z_][A-Za-z0-9_]*=)", value):
+    for number, part in enumerate(re.split(r",(?=\s*[A-Za-z_][A-Za-z0-9_]*=)", value), start=1):
         name, equals, text = part.strip().partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"{part.strip()!r} is not NAME=VALUE")
+            raise ValueError(f"part {number} is not NAME=VALUE")  # never the part itself: it may be a secret
         if name in MANAGED_BY:
             raise ValueError(f"{name} is set by Chimera for each worker; what decides it: {MANAGED_BY[name]}")
         pairs.append((name, text))
@@ -95,6 +105,13 @@ def _host(value: object) -> object:
 def _directory(value: object) -> object:
     if isinstance(value, str) and not value.startswith("/"):
         raise ValueError(f"{value!r} is not an absolute path")
+    return value
+
+
+def _token(value: object) -> object:
+    """A bearer token goes into a header as it is."""
+    if isinstance(value, str) and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", value):
+        raise ValueError("must be printable ASCII characters, with no space at either end")
     return value
 
 
@@ -160,7 +177,7 @@ class Settings(BaseModel):
     stop_timeout_s: Seconds = Field(
         10, alias="STOP_TIMEOUT_S", description="from SIGTERM to SIGKILL of a worker, seconds"
     )
-    admin_token: SecretStr | None = Field(
+    admin_token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
         None, alias="ADMIN_TOKEN", description="bearer token of the admin API; unset: loopback only"
     )
     state_dir: Directory = Field(alias="STATE_DIR", description="what outlives a restart: the wanted fleet")
@@ -188,9 +205,9 @@ def default_directories(environ: Mapping[str, str]) -> dict[str, str]:
     systemd.exec(5): STATE_DIRECTORY and LOGS_DIRECTORY are colon-separated lists; the first is the unit's own.
     """
     home = environ.get("HOME") or "/root"
-    state = environ.get("STATE_DIRECTORY", "").split(":")[0] or str(
-        Path(environ.get("XDG_STATE_HOME") or Path(home) / ".local/state") / "chimera"
-    )
+    xdg = environ.get("XDG_STATE_HOME", "")
+    state_home = Path(xdg) if xdg.startswith("/") else Path(home) / ".local/state"  # a relative one is to be ignored
+    state = environ.get("STATE_DIRECTORY", "").split(":")[0] or str(state_home / "chimera")
     logs = environ.get("LOGS_DIRECTORY", "").split(":")[0] or f"{state}/logs"
     return {"STATE_DIR": state, "LOG_DIR": logs}
 
@@ -207,7 +224,9 @@ def load_settings(
     values = default_directories(environ)
     for name in NAMES:
         text = environ.get(name) or dotenv.get(name)
-        if text:
+        if text and "\0" in text:
+            faults.append(f"{name}: has a NUL character")
+        elif text:
             values[name] = text
     own_log_dir = environ.get("LOG_DIR") or dotenv.get("LOG_DIR") or environ.get("LOGS_DIRECTORY")
     if not own_log_dir and values["STATE_DIR"].startswith("/"):
@@ -253,7 +272,7 @@ def _shown(name: str, value: Any) -> str:
         return workers_text(value)
     if name == "worker_env":
         # a worker's variable may hold a key
-        return ",".join(f"{key}=(hidden)" if _secret(key) else f"{key}={text}" for key, text in value)
+        return ",".join(f"{key}=(hidden)" if _secret(key, text) else f"{key}={text}" for key, text in value)
     if name == "required_models":
         return ",".join(value)
     if isinstance(value, float):
@@ -261,8 +280,9 @@ def _shown(name: str, value: Any) -> str:
     return str(value)
 
 
-def _secret(name: str) -> bool:
-    return any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
+def _secret(name: str, text: str) -> bool:
+    words = ("KEY", "TOKEN", "SECRET", "PASS", "AUTH", "CREDENTIAL")
+    return any(word in name.upper() for word in words) or ("://" in text and "@" in text)
 
 
 def _plain(message: str, written: str | None) -> str:
@@ -285,7 +305,7 @@ def _unknown_names(dotenv: Mapping[str, str | None]) -> list[str]:
             hint = f"for a worker's variable write WORKER_ENV={name}=…"
         else:
             hint = "see .env.example for the names there are"
-        faults.append(f"{name}: not a setting; {hint}")
+        faults.append(f"{name if name.isprintable() else repr(name)}: not a setting; {hint}")
     return faults
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from supervisor.config import MOST_WORKERS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.gpu import Gpu
 from supervisor.lifecycle import State
@@ -16,7 +17,6 @@ from supervisor.worker import Goal, House, Worker, WorkerSpec
 log = structlog.get_logger("fleet")
 
 MOST_AT_ONCE = 64
-MOST_WORKERS = 256
 # After a bug of ours in one worker's task.
 AFTER_A_BUG_S = 1.0
 

@@ -43,15 +43,19 @@ def holder(state_dir: Path) -> int | None:
     """Return the pid of the Chimera that holds the state directory, or None when none does.
 
     Asked of /proc/locks (proc(5)) and not by trying the lock: the trial itself could keep a Chimera that starts
-    just then from getting it.
+    just then from getting it. Files of two file systems may share an inode number, and whoever is named here gets
+    a signal: so the file must say the same pid.
     """
+    path = state_dir / NAME
     try:
-        inode = (state_dir / NAME).stat().st_ino
-    except FileNotFoundError:
+        inode, written = path.stat().st_ino, path.read_text(encoding="ascii", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
         # 1: FLOCK  ADVISORY  WRITE 4711 fd:01:393244 0 EOF
         fields = line.split()
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+        if len(fields) < 6 or fields[1] != "FLOCK":
+            continue
+        if fields[4] == written and fields[5].rpartition(":")[2] == str(inode):
             return int(fields[4])
     return None

@@ -13,7 +13,7 @@ from supervisor.fleet import Fleet
 from supervisor.gpu import Gpu, GpuReading
 from supervisor.lifecycle import shown
 from supervisor.placement import CPU
-from supervisor.process import last_lines
+from supervisor.process import last_lines, tail
 from supervisor.store import ModelStore
 from supervisor.usage import Usage, UsageMeter
 from supervisor.worker import Worker
@@ -147,7 +147,8 @@ class Operator:
 
         Raises UnknownWorker and UnknownGpu, and then nothing is pruned.
         """
-        chosen = list(self._fleet.workers.values()) if ids is None else [self._fleet.find(name) for name in ids]
+        names = list(self._fleet.workers) if ids is None else list(dict.fromkeys(ids))
+        chosen = [self._fleet.find(name) for name in names]
         if gpu is not None:
             there = self._fleet.on_gpu(gpu)
             chosen = [worker for worker in chosen if worker in there]
@@ -207,15 +208,17 @@ class Operator:
     async def follow_log(self, worker_id: str, count: int) -> AsyncIterator[str]:
         """Yield the last lines of a log and then each new one, over rotations too. Ends by cancellation."""
         path = self._log_path(worker_id)
-        position = path.stat().st_size if path.exists() else 0
-        for known in last_lines(path, count):
-            yield known
-        rest = b""
+        known, position = tail(path)
+        *lines, rest = known.split(b"\n")  # the last one is not whole yet
+        for line in lines[-count:] if count > 0 else []:
+            yield line.decode("utf-8", "replace")
         while True:
             await trio.sleep(LOG_POLL_S)
             size = path.stat().st_size if path.exists() else 0
             if size < position:
-                position = 0  # set aside, and begun anew
+                if rest:
+                    yield rest.decode("utf-8", "replace")
+                position, rest = 0, b""  # set aside, and begun anew
             if size == position:
                 continue
             with path.open("rb") as log:

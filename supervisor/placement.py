@@ -39,6 +39,11 @@ class GpuFacts(Protocol):
         """Memory in use by anybody."""
         ...
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it; None while it answers."""
+        ...
+
 
 Found = TypeVar("Found", bound=GpuFacts)
 
@@ -52,7 +57,7 @@ def find_gpu(wanted: str | int, gpus: Sequence[Found]) -> Found:
     if text.isdecimal():
         hits = [gpu for gpu in gpus if gpu.index == int(text)]
     else:
-        hits = [gpu for gpu in gpus if gpu.uuid.lower() == text.lower()] or [
+        hits = [gpu for gpu in gpus if text and gpu.uuid.lower() == text.lower()] or [
             gpu for gpu in gpus if text and gpu.uuid.lower().startswith(text.lower())
         ]
     if len(hits) == 1:
@@ -72,27 +77,36 @@ def place(
     """Return where `count` new workers go.
 
     `wanted` None spreads them: each goes to the GPU with the fewest workers, then the one with the most free
-    memory; to the CPU when the machine has no GPU. `placed` are the placements of the workers there are.
+    memory; to the CPU when the machine has no GPU. A faulty GPU is the last choice. `placed` are the placements
+    of the workers there are.
 
-    Raises UnknownGpu, and NoRoom when every GPU that would do is quarantined.
+    Raises UnknownGpu, and NoRoom when every GPU that would do is quarantined or has never told its UUID.
     """
     if wanted is not None and str(wanted).strip().lower() == "cpu":
         return [CPU] * count
     if wanted is not None:
         gpu = find_gpu(wanted, gpus)
+        if not gpu.uuid:
+            raise NoRoom(_unusable(gpu))
         if gpu.uuid in quarantined:
             raise NoRoom(f"GPU {gpu.index} ({gpu.uuid}) is quarantined; release it first, or name another")
         return [Placement(gpu.uuid)] * count
     if not gpus:
         return [CPU] * count
-    well = [gpu for gpu in gpus if gpu.uuid not in quarantined]
+    well = [gpu for gpu in gpus if gpu.uuid and gpu.uuid not in quarantined]
     if not well:
-        raise NoRoom("every GPU is quarantined; release one first, or ask for cpu")
+        raise NoRoom("every GPU is quarantined or does not answer; release one first, or ask for cpu")
     load = Counter(placed)
     chosen: list[Placement] = []
     for _ in range(count):
         best = min(
-            well, key=lambda gpu: (load[Placement(gpu.uuid)], gpu.memory_used_bytes - gpu.memory_total_bytes, gpu.index)
+            well,
+            key=lambda gpu: (
+                gpu.fault is not None,
+                load[Placement(gpu.uuid)],
+                gpu.memory_used_bytes - gpu.memory_total_bytes,
+                gpu.index,
+            ),
         )
         chosen.append(Placement(best.uuid))
         load[Placement(best.uuid)] += 1
@@ -108,12 +122,18 @@ def wanted_fleet(
     missing does not keep the others from working: its line is for the log.
     """
     if workers is None:
-        return ([Placement(gpu.uuid) for gpu in gpus] or [CPU] * cpu_workers), []
+        silent = [f"WORKERS: {_unusable(gpu)}" for gpu in gpus if not gpu.uuid]
+        return ([Placement(gpu.uuid) for gpu in gpus if gpu.uuid] if gpus else [CPU] * cpu_workers), silent
     placements: list[Placement] = []
     faults: list[str] = []
     for wanted, count in workers:
         try:
             placements += place(wanted, count, gpus, placements)
-        except UnknownGpu as error:
+        except (UnknownGpu, NoRoom) as error:
             faults.append(f"WORKERS: {error}")
     return placements, faults
+
+
+def _unusable(gpu: GpuFacts) -> str:
+    """Say why a GPU without a UUID cannot have a worker: there is nothing to pin it by."""
+    return f"GPU {gpu.index} cannot be used: {gpu.fault or 'it does not tell its UUID'}"

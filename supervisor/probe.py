@@ -1,6 +1,5 @@
 """What a worker says when asked: HTTP on loopback, and who owns its port."""
 
-import json
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -30,9 +29,8 @@ class Prober:
     async def version(self, port: int) -> str | None:
         """Return the version of the Ollama on `port`, or None when it gives no good answer in time."""
         try:
-            answer = await self._client.get(f"http://127.0.0.1:{port}/api/version")
-            return str(answer.json()["version"]) if answer.status_code == 200 else None
-        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError):
+            return str((await self._json(port, "/api/version"))["version"])
+        except (KeyError, TypeError):
             return None
 
     async def models(self, port: int) -> frozenset[str] | None:
@@ -45,12 +43,19 @@ class Prober:
 
     async def _names(self, port: int, path: str) -> frozenset[str] | None:
         try:
-            answer = await self._client.get(f"http://127.0.0.1:{port}{path}")
-            if answer.status_code != 200:
-                return None
-            return frozenset(str(model["name"]) for model in answer.json()["models"] or [])
-        except (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return frozenset(str(model["name"]) for model in (await self._json(port, path))["models"] or [])
+        except (KeyError, TypeError):
             return None
+
+    async def _json(self, port: int, path: str) -> Any:
+        """Return what was answered, None when that was nothing good in time."""
+        with trio.move_on_after(PROBE_TIMEOUT_S):  # httpx's own timeout begins anew with every byte
+            try:
+                answer = await self._client.get(f"http://127.0.0.1:{port}{path}")
+                return answer.json() if answer.status_code == 200 else None
+            except (httpx.HTTPError, ValueError):  # ValueError: neither JSON nor text
+                return None
+        return None
 
     async def load(self, port: int, model: str, timeout_s: float) -> None:
         """Load a model; returns when it is loaded.
@@ -83,13 +88,15 @@ async def owns_port(pid: int, port: int) -> bool:
     child, refused, is about to exit.
     """
 
-    def look() -> bool:
-        try:
-            return port in _listening(psutil.Process(pid).net_connections("tcp"))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
+    return await trio.to_thread.run_sync(listens, pid, port)
 
-    return await trio.to_thread.run_sync(look)
+
+def listens(pid: int, port: int) -> bool:
+    """Say whether a process listens on `port`. Blocks some milliseconds."""
+    try:
+        return port in _listening(psutil.Process(pid).net_connections("tcp"))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

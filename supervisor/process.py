@@ -157,11 +157,16 @@ def _rotate(log_path: Path) -> None:
 
 def last_lines(path: Path, count: int, *, at_most_bytes: int = 256 * 1024) -> list[str]:
     """Return the last lines of a log, looking at no more than its last `at_most_bytes`; none if there is no log."""
+    lines = tail(path, at_most_bytes=at_most_bytes)[0].decode("utf-8", "replace").splitlines()
+    return lines[-count:] if count > 0 else []
+
+
+def tail(path: Path, *, at_most_bytes: int = 256 * 1024) -> tuple[bytes, int]:
+    """Return a log's last bytes, and the position at which they end; nothing and 0 if there is no log."""
     try:
         with path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(0, size - at_most_bytes))
-            lines = log.read().decode("utf-8", "replace").splitlines()
+            return log.read(), log.tell()
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return lines[-count:] if count > 0 else []
+        return b"", 0

@@ -17,6 +17,9 @@ _STYLES = {"IDLE": "green", "BUSY": "green", "READY": "green", "STARTING": "yell
            "BACKOFF": "red", "QUARANTINED": "red"}  # fmt: skip
 
 
+# What others wrote goes into Text: as a plain string rich would read "[/x]" in it as a wrong tag, and raise.
+
+
 def status(url: str, fleet: Row, gpus_answer: Row) -> RenderableType:
     """Return the tables of `chimera status`."""
     queue, primary = fleet["queue"], fleet["primary"]
@@ -49,8 +52,8 @@ def _workers(rows: list[Row]) -> Table:
         on = "cpu" if gpu is None else f"GPU {gpu['index']}" if gpu["index"] is not None else row["placement"][:12]
         table.add_row(
             row["id"], Text(row["state"], _STYLES.get(row["state"], "")), on, str(row["port"] or ""),
-            f"{row['inflight']}/{row['slots']}", " ".join(row["models"]), _duration(row["uptime_s"]),
-            str(row["restarts"]), _bytes(row["rss_bytes"]), f"{row['cpu_percent']:.0f} %", _trouble(row),
+            f"{row['inflight']}/{row['slots']}", Text(" ".join(row["models"])), _duration(row["uptime_s"]),
+            str(row["restarts"]), _bytes(row["rss_bytes"]), f"{row['cpu_percent']:.0f} %", Text(_trouble(row)),
         )  # fmt: skip
     return table
 
@@ -74,10 +77,10 @@ def gpus(answer: Row) -> RenderableType:
         table.add_column(name)
     for row in answer["gpus"]:
         table.add_row(
-            f"{row['index']} {row['uuid'][:12]}", row["name"],
+            f"{row['index']} {row['uuid'][:12]}", Text(row["name"]),
             f"{_bytes(row['memory_used_bytes'])} of {_bytes(row['memory_total_bytes'])}",
             _unit(row["utilisation_percent"], "%"), _unit(row["temperature_c"], "°C"), _unit(row["power_w"], "W"),
-            " ".join(row["workers"]), row["verdict"] + (f": {row['fault']}" if row["fault"] else ""),
+            " ".join(row["workers"]), Text(row["verdict"] + (f": {row['fault']}" if row["fault"] else "")),
         )  # fmt: skip
     return table
 

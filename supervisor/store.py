@@ -87,11 +87,14 @@ class ModelStore:
         environ = dict(os.environ) | {"OLLAMA_HOST": f"127.0.0.1:{self._port}"}
         environ.setdefault("HOME", "/")
         done = None
-        with trio.move_on_after(CREATE_TIMEOUT_S):
-            done = await trio.run_process(
-                [str(self._ollama), "create", model, "-f", str(recipe)],
-                env=environ, capture_stdout=True, capture_stderr=True, check=False,
-            )  # fmt: skip
+        try:
+            with trio.move_on_after(CREATE_TIMEOUT_S):
+                done = await trio.run_process(
+                    [str(self._ollama), "create", model, "-f", str(recipe)],
+                    env=environ, capture_stdout=True, capture_stderr=True, check=False,
+                )  # fmt: skip
+        except OSError as error:
+            raise ModelUnavailable(f"{model} cannot be created: {self._ollama}: {error.strerror}") from error
         if done is None:
             raise ModelUnavailable(f"{model} was not created within {CREATE_TIMEOUT_S:g} s")
         if done.returncode != 0:
@@ -103,20 +106,34 @@ class ModelStore:
         url = f"http://127.0.0.1:{self._port}/api/pull"
         timeout = httpx.Timeout(10, read=PULL_SILENCE_S)
         last: dict[str, object] = {}
+        fault: str | None = None
         try:
             async with (
                 httpx.AsyncClient(trust_env=False, timeout=timeout) as client,
                 client.stream("POST", url, json={"model": model}) as answer,
             ):
                 async for line in answer.aiter_lines():
-                    last = json.loads(line) if line.strip() else last
-                    if "error" in last:
-                        raise ModelUnavailable(f"{model} cannot be pulled: {last['error']}")
-                    self.progress = _progress(model, last)
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
+                    # read to the end, whatever it says: httpx's generators must not be left half way
+                    if fault is None and line.strip():
+                        last, fault = _read(line)
+                        self.progress = _progress(model, last)
+        except httpx.HTTPError as error:
             raise ModelUnavailable(f"{model} cannot be pulled: {str(error) or type(error).__name__}") from error
-        if last.get("status") != "success":
-            raise ModelUnavailable(f"{model} cannot be pulled: the answer ended with {last.get('status')!r}")
+        if fault is None and last.get("status") != "success":
+            fault = f"the answer ended with {last.get('status')!r}"
+        if fault is not None:
+            raise ModelUnavailable(f"{model} cannot be pulled: {fault}")
+
+
+def _read(line: str) -> tuple[dict[str, object], str | None]:
+    """Return a line's JSON object, and what is wrong: Ollama's own error, or that the line is none of Ollama's."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        return {}, f"the primary said {line[:80]!r}"
+    return value, str(value["error"]) if "error" in value else None
 
 
 def _progress(model: str, line: Mapping[str, object]) -> str:

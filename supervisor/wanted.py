@@ -52,8 +52,12 @@ class WantedFile:
         """Write the fleet. Raises OSError when the disk does not take it; the old file is then still whole."""
         saved = _Saved(self._workers_setting, next_number, list(workers))
         trial = self._path.with_suffix(".tmp")
-        with trial.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(saved), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        trial.replace(self._path)
+        try:
+            with trial.open("wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+            trial.replace(self._path)
+        except OSError:
+            trial.unlink(missing_ok=True)
+            raise

@@ -9,27 +9,31 @@ from supervisor.locate import Ollama
 from supervisor.operator import Operator
 
 POLL_S = 0.1
+READY = {"IDLE", "BUSY"}
 
 
 async def welcome(settings: Settings, operator: Operator, ollama: Ollama, out: TextIO) -> None:
-    """Wait until every worker has settled, then say so; on a terminal only, services have their log."""
+    """Wait until every worker has settled, or failed while another is ready; then say so, once."""
     while not _settled(operator):
         await trio.sleep(POLL_S)
     print(text(settings, operator, ollama), file=out, flush=True)
 
 
 def _settled(operator: Operator) -> bool:
-    return all(row["state"] not in ("STARTING", "WARMING", "STOPPING", "BACKOFF") for row in operator.instances())
+    states = {row["state"] for row in operator.instances()}
+    # one that fails again and again does not keep the others from being welcomed
+    return not states & {"STARTING", "WARMING", "STOPPING"} and ("BACKOFF" not in states or bool(states & READY))
 
 
 def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
     """Return the welcome."""
     rows = operator.instances()
-    ready = [row for row in rows if row["state"] in ("IDLE", "BUSY")]
+    ready = [row for row in rows if row["state"] in READY]
     lines = ["", f"Chimera is ready: {len(ready)} worker{'' if len(ready) == 1 else 's'} at {settings.gateway_url}"]
     for row in rows:
         place = f"GPU {row['gpu']['index']} {row['gpu']['name']}" if row["gpu"] else "CPU"
-        lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots {' '.join(row['models'])}")
+        how = " ".join(row["models"]) if row["state"] in READY else f"({row['state']})"
+        lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots {how}".rstrip())
     if not rows:
         lines.append("  the saved fleet is empty; add a worker with: chimera spawn")
     if ollama.embedded:

@@ -419,9 +419,9 @@ class Worker:
 
 
 async def _unless_cancelled() -> None:
-    """Before a move: the process may have exited in the very step that woke this task.
+    """Before a move or a word to the dispatcher: the process may have exited in the very step that woke this task.
 
-    The task is cancelled then and the state is STOPPING, but only a checkpoint says so.
+    The dispatcher has been told then that the worker is lost, and the task is cancelled; only a checkpoint says so.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
 

@@ -104,6 +104,17 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def group_lives(pgid: int) -> bool:
+    """Whether a process group has a living member; zombies, whose new parent is slow to reap them, are none."""
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == pgid and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return False
+
+
 @asynccontextmanager
 async def fake_house(directory: Path, **names: str) -> AsyncIterator[FakeHouse]:
     """A house for the block; its workers' tasks are cancelled at the end, and no process may be left then."""

@@ -28,7 +28,7 @@ async def admission() -> AsyncIterator[Admission]:
 
 async def hold(admission: Admission, ticket: Waiting, until: trio.Event | None = None) -> None:
     async with admission.lease(ticket):
-        await (until.wait() if until is not None else trio.sleep_forever())
+        await (trio.Event() if until is None else until).wait()
 
 
 async def test_a_free_slot_is_given_at_once_and_back_at_the_end(

@@ -32,7 +32,7 @@ def place(ticket: Ticket) -> str | None:
     return ticket.lease.worker_id if ticket.lease else None
 
 
-# -- the choice ------------------------------------------------------------------------------------------------------
+# -- the choice ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_lowest_draw_wins_among_equals() -> None:
     assert place(arrived(desk)) == "b"
 
 
-# -- the queue -------------------------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------------------------------
 
 
 def test_tickets_are_served_in_the_order_in_which_they_came() -> None:
@@ -201,7 +201,7 @@ def test_with_no_worker_wanted_every_ticket_is_refused() -> None:
     assert desk.waiting == []
 
 
-# -- workers come and go ---------------------------------------------------------------------------------------------
+# -- workers come and go ---------------------------------------------------------------------------------------
 
 
 def test_a_cordoned_worker_keeps_its_leases_and_gets_no_more() -> None:
@@ -243,7 +243,7 @@ def test_word_of_a_worker_that_is_not_there_changes_nothing() -> None:
     assert (desk.uncordon("x"), desk.ready(), desk.inflight("x")) == ([], [], 0)
 
 
-# -- what always holds -----------------------------------------------------------------------------------------------
+# -- what always holds -----------------------------------------------------------------------------------------
 
 WORKERS = st.sampled_from("abc")
 MODELS = st.sampled_from(["m", "n", None])

@@ -1,0 +1,280 @@
+"""The admin API, asked through Quart's test client."""
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+
+from gateway import admin as module
+from gateway.admin import NotUnderstood, PruneAsk, SpawnAsk, understood
+from gateway.admission import Admission
+from gateway.app import make_app
+from gateway.metrics import Metrics
+from tests.fakes.asgi import AsgiClient
+from tests.fakes.fleet_admin import FakeFleet, FleetError
+
+LOCAL = {"scope_base": {"client": ("127.0.0.1", 40000)}, "headers": {"host": "127.0.0.1:8000"}}
+
+
+def app_of(fleet: FakeFleet, token: str | None = None) -> QuartTrio:
+    return make_app(fleet, Admission(4, 300.0, lambda: 0.5), Metrics(), token)
+
+
+async def ask(
+    fleet: FakeFleet, method: str, path: str, body: object = None, *, token: str | None = None, **more: Any
+) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    answer = await app_of(fleet, token).test_client().open(path, method=method, data=data, **{**LOCAL, **more})
+    text = await answer.get_data(as_text=True)
+    return answer.status_code, json.loads(text) if answer.content_type == "application/json" else text
+
+
+# -- what was asked ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "asked"),
+    [
+        ({}, b"", SpawnAsk()),
+        ({}, b" \n", SpawnAsk()),
+        ({}, b"{}", SpawnAsk()),
+        ({}, b'{"gpu":0,"count":2,"slots":8}', SpawnAsk(0, 2, 8)),
+        ({}, b'{"gpu":"GPU-1"}', SpawnAsk("GPU-1")),
+        ({}, b'{"gpu":null,"slots":null}', SpawnAsk()),
+        ({"count": "3", "wait": "1"}, b"", SpawnAsk(count=3, wait=True)),
+        ({"gpu": "cpu"}, b"", SpawnAsk("cpu")),
+        ({"wait": "1"}, b'{"count":2}', SpawnAsk(count=2, wait=True)),
+        ({"count": "3"}, b'{"count":2}', SpawnAsk(count=2)),
+    ],
+)
+def test_a_spawn_is_understood_in_json_and_in_the_query(query: dict[str, str], body: bytes, asked: SpawnAsk) -> None:
+    assert understood(SpawnAsk, query, body) == asked
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "asked"),
+    [
+        ({"ids": "a,b"}, b"", PruneAsk(ids=["a", "b"])),
+        ({}, b'{"ids":["a"],"force":true}', PruneAsk(ids=["a"], force=True)),
+        ({"idle": "true"}, b"", PruneAsk(idle=True)),
+        ({"ids": ""}, b"", PruneAsk(ids=[])),  # none of them, not all of them
+    ],
+)
+def test_a_prune_is_understood_in_json_and_in_the_query(query: dict[str, str], body: bytes, asked: PruneAsk) -> None:
+    assert understood(PruneAsk, query, body) == asked
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "word"),
+    [
+        ({"count": "many"}, b"", "count"),
+        ({}, b'{"count":"many"}', "count"),
+        ({}, b'{"count":1.5}', "count"),
+        ({}, b'{"slots":[]}', "slots"),
+        ({}, b'{"gpu":{}}', "gpu"),
+        ({}, b'{"gpus":1}', "gpus"),
+        ({"wait": "perhaps"}, b"", "wait"),
+        ({}, b"[1]", "JSON object"),
+        ({}, b"gpu=0", "not JSON"),
+        ({}, b"\xff", "not JSON"),
+        ({}, b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_what_is_not_understood_is_named(query: dict[str, str], body: bytes, word: str) -> None:
+    with pytest.raises(NotUnderstood, match=word):
+        understood(SpawnAsk, query, body)
+
+
+# -- the calls ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_fleet_is_shown_with_its_queue_and_its_primary() -> None:
+    status, shown = await ask(FakeFleet(), "GET", "/admin/instances")
+    assert (status, [row["id"] for row in shown["instances"]]) == (200, ["cpu-1", "cpu-2"])
+    assert shown["queue"] == {"depth": 0, "size": 4, "oldest_s": 0.0}
+    assert shown["primary"]["id"] == "primary"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "ordered"),
+    [
+        ("POST", "/admin/instances/spawn", None, 202, ("spawn", None, 1, None)),
+        ("POST", "/admin/instances/spawn", {"gpu": 0, "count": 2, "slots": 8}, 202, ("spawn", 0, 2, 8)),
+        ("POST", "/admin/instances/spawn?gpu=cpu&count=2", None, 202, ("spawn", "cpu", 2, None)),
+        ("POST", "/admin/instances/prune", None, 202, ("prune", None, None, False, False)),
+        ("POST", "/admin/instances/prune", {"ids": ["cpu-1"]}, 202, ("prune", ["cpu-1"], None, False, False)),
+        ("POST", "/admin/instances/prune?idle=1&force=1", None, 202, ("prune", None, None, True, True)),
+        ("DELETE", "/admin/instances/cpu-1", None, 202, ("prune", ["cpu-1"], None, False, False)),
+        ("DELETE", "/admin/instances/cpu-1?force=1", None, 202, ("prune", ["cpu-1"], None, False, True)),
+        ("POST", "/admin/instances/cpu-1/drain", None, 202, ("drain", "cpu-1")),
+        ("POST", "/admin/instances/cpu-1/cordon", None, 202, ("cordon", "cpu-1")),
+        ("POST", "/admin/instances/cpu-1/uncordon", None, 202, ("uncordon", "cpu-1")),
+        ("POST", "/admin/instances/cpu-1/restart", None, 202, ("restart", "cpu-1")),
+        ("POST", "/admin/gpus/GPU-1/quarantine", None, 202, ("quarantine", "GPU-1")),
+        ("POST", "/admin/gpus/GPU-1/release", None, 202, ("release", "GPU-1")),
+    ],
+)
+async def test_an_order_reaches_the_fleet(
+    method: str, path: str, body: object, status: int, ordered: tuple[object, ...]
+) -> None:
+    fleet = FakeFleet()
+    assert (await ask(fleet, method, path, body))[0] == status
+    assert fleet.ordered == [ordered]
+
+
+async def test_a_spawn_answers_with_the_new_workers_alone() -> None:
+    _, answer = await ask(FakeFleet(), "POST", "/admin/instances/spawn", {"count": 2})
+    assert [row["id"] for row in answer["instances"]] == ["new-0", "new-1"]
+
+
+@pytest.mark.parametrize("call", ["spawn", "prune"])
+async def test_an_answer_waits_when_asked_to(call: str) -> None:
+    fleet = FakeFleet()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, fleet, "POST", f"/admin/instances/{call}?wait=1")
+        await fleet.waiting.wait()
+        (fleet.settled if call == "spawn" else fleet.gone).set()
+
+
+@pytest.mark.parametrize("call", ["spawn", "prune"])
+async def test_no_answer_waits_for_ever(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_TIMEOUT_S", 0.02)
+    assert (await ask(FakeFleet(), "POST", f"/admin/instances/{call}?wait=1"))[0] == 202
+
+
+async def test_one_worker_and_the_gpus_are_shown() -> None:
+    assert (await ask(FakeFleet(), "GET", "/admin/instances/cpu-1"))[1]["id"] == "cpu-1"
+    assert (await ask(FakeFleet(), "GET", "/admin/gpus"))[1]["fault"] == "no driver"
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FleetError("not_understood", "count is 0; it must be at least 1"), 400),
+        (FleetError("not_found", "there is no GPU 7"), 404),
+        (FleetError("no_room", "GPU 0 is quarantined"), 409),
+    ],
+)
+@pytest.mark.parametrize("path", ["instances/spawn", "instances/prune", "instances/cpu-1/drain", "gpus/x/release"])
+async def test_a_refusal_of_the_fleet_is_told_in_its_words(error: Exception, status: int, path: str) -> None:
+    fleet = FakeFleet(refuses=error)
+    assert await ask(fleet, "POST", f"/admin/{path}") == (status, {"error": str(error)})
+
+
+async def test_a_request_in_no_known_form_is_refused_with_the_fields_name() -> None:
+    fleet = FakeFleet()
+    status, answer = await ask(fleet, "POST", "/admin/instances/spawn", {"cuont": 2})
+    assert status == 400
+    assert "cuont" in answer["error"]
+    assert "count" in answer["error"], "it says which fields there are"
+    assert fleet.ordered == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/admin/instances/nobody"),
+        ("POST", "/admin/instances/nobody/drain"),
+        ("GET", "/admin/instances/nobody/logs"),
+        ("GET", "/admin/instances/nobody/logs?follow=1"),
+    ],
+)
+async def test_a_worker_that_is_not_there_is_not_found(method: str, path: str) -> None:
+    assert await ask(FakeFleet(), method, path) == (404, {"error": "there is no worker 'nobody'"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/admin/instances/cpu-1/explode", 404),
+        ("GET", "/admin/nothing", 404),
+        ("DELETE", "/admin/instances", 405),
+        ("GET", "/admin/instances/cpu-1/drain", 405),
+    ],
+)
+async def test_what_there_is_not_is_refused_as_json(method: str, path: str, status: int) -> None:
+    answered, answer = await ask(FakeFleet(), method, path)
+    assert (answered, list(answer)) == (status, ["error"])
+
+
+async def test_a_large_body_is_refused() -> None:
+    status, answer = await ask(FakeFleet(), "POST", "/admin/instances/spawn", b" " * 2_000_000)
+    assert (status, list(answer)) == (413, ["error"])
+
+
+# -- who asks ----------------------------------------------------------------------------------------------------------
+
+CALLS = [
+    ("GET", "/admin/instances"), ("POST", "/admin/instances/spawn"), ("POST", "/admin/instances/prune"),
+    ("DELETE", "/admin/instances/cpu-1"), ("POST", "/admin/instances/cpu-1/drain"), ("GET", "/admin/gpus"),
+    ("GET", "/admin/instances/cpu-1/logs"), ("GET", "/admin/events"), ("POST", "/admin/gpus/x/quarantine"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_every_call_asks_for_the_token(method: str, path: str) -> None:
+    fleet = FakeFleet()
+    status, answer = await ask(fleet, method, path, token="s3cret")
+    assert (status, "ADMIN_TOKEN" in answer["error"], fleet.ordered) == (401, True, [])
+    headers = {"host": "chimera.example", "authorization": "Bearer s3cret"}
+    far = {"client": ("192.0.2.7", 1)}
+    assert (await ask(fleet, method, path, token="s3cret", headers=headers, scope_base=far))[0] in (200, 202)
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_without_a_token_every_call_answers_this_machine_only(method: str, path: str) -> None:
+    fleet = FakeFleet()
+    assert (await ask(fleet, method, path, scope_base={"client": ("192.0.2.7", 1)}))[0] == 403
+    assert (await ask(fleet, method, path, headers={"host": "evil.example"}))[0] == 403
+    assert fleet.ordered == []
+
+
+async def test_a_missing_token_is_asked_for_by_name() -> None:
+    answer = await app_of(FakeFleet(), "s3cret").test_client().get("/admin/instances", **LOCAL)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+# -- logs and events ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [("", "one\ntwo\nthrée\n"), ("?n=1", "thrée\n"), ("?n=0", ""), ("?follow=0", "one\ntwo\nthrée\n")],
+)
+async def test_the_last_lines_of_a_log(query: str, text: str) -> None:
+    assert await ask(FakeFleet(), "GET", f"/admin/instances/cpu-1/logs{query}") == (200, text)
+
+
+@pytest.mark.parametrize("count", ["-1", "x", "1.5", "100001", "%C2%B2", "9" * 5000, ""])
+async def test_a_count_of_lines_that_is_none_is_refused(count: str) -> None:
+    status, answer = await ask(FakeFleet(), "GET", f"/admin/instances/cpu-1/logs?n={count}")
+    assert (status, answer["error"].startswith("n is")) == (400, True)
+
+
+async def test_events_are_lines_of_json() -> None:
+    status, text = await ask(FakeFleet(), "GET", "/admin/events")
+    assert (status, json.loads(text)) == (200, {"event": "worker_ready", "worker": "cpu-1"})
+
+
+@pytest.mark.parametrize(
+    ("path", "begins"),
+    [
+        ("/admin/instances/cpu-1/logs?follow=1&n=2", "two\nthrée\n"),
+        ("/admin/events?follow=1", '{"event": "worker_ready", "worker": "cpu-1"}\n'),
+    ],
+)
+async def test_following_ends_when_the_reader_leaves(path: str, begins: str) -> None:
+    fleet = FakeFleet()
+    client = AsgiClient(app_of(fleet), "GET", path, [("host", "127.0.0.1")])  # type: ignore[arg-type]  # Quart's own types
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.ask)
+        await fleet.following.wait()
+        assert client.body.decode() == begins
+        client.leave()
+    await fleet.follow_ended.wait()
+    assert not client.complete

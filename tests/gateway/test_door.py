@@ -1,0 +1,478 @@
+"""The door over real loopback connections, with the whole gateway behind it."""
+
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway import asgi
+from gateway import door as module
+from gateway.app import make_app
+from gateway.asgi import App, Front, Message, Receive, Send
+from gateway.door import Door, PortTaken, listen, run_gateway
+from tests.fakes.fleet_admin import FakeFleet
+from tests.fakes.hall import NOTHING_LEFT, Hall
+from tests.fakes.worker_server import Conversation, dies, hangs, says, starts, streams
+
+# A test that hangs says so; no result depends on it.
+TOO_LONG_S = 10.0
+LINE = b'{"response":"a"}\n'
+CHAT = b'{"model":"m","messages":[{}]}'
+MAX_BODY_BYTES = 100_000
+
+
+class Client:
+    """One connection to the gateway, in raw bytes."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.got = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def post(self, path: str, body: bytes, *headers: str) -> None:
+        lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
+        await self.send("\r\n".join(lines).encode() + body)
+
+    async def until(self, end: bytes) -> bytes:
+        """What has come up to and with `end`."""
+        with trio.fail_after(TOO_LONG_S):
+            while end not in self.got:
+                data = await self.stream.receive_some(65536)
+                assert data, f"closed after {self.got!r}"
+                self.got += data
+        whole, end, self.got = self.got.partition(end)
+        return whole + end
+
+    async def until_closed(self) -> bytes:
+        """What has come until the gateway closed the connection."""
+        with trio.fail_after(TOO_LONG_S):
+            try:
+                while data := await self.stream.receive_some(65536):
+                    self.got += data
+            except trio.BrokenResourceError:
+                pass  # closed with bytes unread: a reset
+        return self.got
+
+
+Connect = Callable[..., Awaitable[Client]]
+
+
+class House:
+    """A gateway that listens."""
+
+    def __init__(self, hall: Hall, served: "Served", connect: Connect) -> None:
+        self.hall = hall
+        self.door = served.door
+        self.served = served
+        self._connect = connect
+
+    async def client(self) -> Client:
+        return await self._connect(self.served.port)
+
+
+@dataclass
+class Served:
+    """An application behind a door of its own."""
+
+    door: Door
+    port: int
+    life: trio.CancelScope
+    ended: trio.Event
+
+
+async def serve(
+    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1"
+) -> Served:
+    sockets = listen(host, 0)
+    life, ended = trio.CancelScope(), trio.Event()
+
+    async def serving(task_status: trio.TaskStatus[Door]) -> None:
+        with life:
+            await run_gateway(app, sockets, stall_timeout_s=stall_timeout_s, task_status=task_status)
+        ended.set()
+
+    port = sockets[0].getsockname()[1]
+    return Served(await nursery.start(serving), port, life, ended)
+
+
+def front_of(hall: Hall) -> Front:
+    pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
+    return Front(hall.exchange, hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients, and closes them at the end."""
+    streams: list[trio.SocketStream] = []
+
+    async def connected(port: int, host: str = "127.0.0.1") -> Client:
+        streams.append(await trio.open_tcp_stream(host, port))
+        return Client(streams[-1])
+
+    yield connected
+    for stream in streams:
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.fixture
+async def house(nursery: trio.Nursery, connect: Connect) -> AsyncIterator[House]:
+    hall = Hall(nursery)
+    served = await serve(nursery, front_of(hall), stall_timeout_s=0.3)
+    yield House(hall, served, connect)
+    served.life.cancel()
+    await served.ended.wait()
+    await hall.upstream.aclose()
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+async def test_two_requests_on_one_connection(house: House) -> None:
+    await house.hall.worker("a", streams(LINE))
+    client = await house.client()
+    for _ in range(2):
+        await client.post("/api/chat", CHAT)
+        answer = await client.until(b"\r\n0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert LINE in answer
+    assert len(house.door.connections) == 1
+
+
+async def test_pages_and_models_share_a_connection(house: House) -> None:
+    await house.hall.worker("a", says(b'{"model":"m"}'))
+    client = await house.client()
+    await client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await client.until(b'{"status": "ok"}\n')
+    await client.post("/api/chat", CHAT)
+    await client.until(b'{"model":"m"}')
+    await client.send(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"404" in await client.until(b'{"error": "not found"}\n')
+
+
+async def test_requests_sent_ahead_are_answered_in_order(house: House) -> None:
+    await house.hall.worker("a", says(b"first"), says(b"second"))
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    await client.post("/api/chat", CHAT)
+    assert b"second" not in await client.until(b"first")
+    await client.until(b"second")
+
+
+async def test_an_old_client_gets_its_answer_and_a_closed_connection(house: House) -> None:
+    await house.hall.worker("a", streams(LINE))
+    client = await house.client()
+    await client.send(b"POST /api/chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(CHAT) + CHAT)
+    assert (await client.until_closed()).endswith(b"\r\n\r\n" + LINE)
+
+
+async def test_a_client_that_asks_first_whether_to_send_its_body_is_told_to(house: House) -> None:
+    await house.hall.worker("a", says(b"{}"))
+    client = await house.client()
+    head = f"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CHAT)}\r\nExpect: 100-continue\r\n\r\n"
+    await client.send(head.encode())
+    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+    await client.send(CHAT)
+    assert (await client.until(b"\r\n\r\n{}")).startswith(b"HTTP/1.1 200")
+
+
+# -- requests that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"what do you want?\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nx : y\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: -3\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 4\r\n\r\nabc",
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nx: \x00\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_and_the_connection_closed(house: House, sent: bytes) -> None:
+    client = await house.client()
+    await client.send(sent)
+    assert re.match(rb"HTTP/1.1 (400|501) ", await client.until_closed())
+
+
+async def test_a_head_without_end_is_refused(house: House) -> None:
+    client = await house.client()
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nx: " + b"y" * 3 * module.HEAD_BYTES)
+    assert (await client.until_closed()).startswith(b"HTTP/1.1 431")
+
+
+async def test_a_request_of_two_lengths_is_refused_and_what_is_hidden_in_it_is_not_asked(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await house.hall.worker("a", says(b"{}"))
+    hidden = b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 29\r\n\r\n" + CHAT
+    client = await house.client()
+    await client.send(
+        b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        % (5 + len(hidden)) + hidden
+    )  # fmt: skip
+    # more than the first request having come, the connection may be cut before its refusal is out
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", await client.until_closed())
+    assert statuses in ([b"400"], [])
+    assert server.received == []
+    assert caplog.text == ""
+
+
+async def test_a_refused_upload_is_answered_and_its_connection_ends(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "DISCARD_BYTES", 1_000_000)
+    client = await house.client()
+    async with trio.open_nursery() as nursery:
+
+        async def send_and_send() -> None:
+            try:
+                while True:
+                    await client.send(b"x" * 65536)
+            except trio.BrokenResourceError:
+                pass  # the gateway has had enough
+
+        head = b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n"
+        await client.send(head)
+        nursery.start_soon(send_and_send)
+        assert (await client.until(b"(MAX_BODY_BYTES)")).startswith(b"HTTP/1.1 413")
+        await client.until_closed()
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(TOO_LONG_S):
+        while house.door.connections:
+            await trio.sleep(0.005)
+
+
+async def test_an_end_that_takes_too_long_closes_the_connection(
+    nursery: trio.Nursery, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "END_TIMEOUT_S", 0.05)
+
+    async def reads_nothing(scope: Message, receive: Receive, send: Send) -> None:
+        await client.send(b"1\r\nx\r\n" * 1000)  # more parts than Hypercorn holds for a reader that is not there
+        await wait_all_tasks_blocked()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    served = await serve(nursery, reads_nothing)
+    client = await connect(served.port)
+    await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert b"ok" in await client.until_closed()
+    served.life.cancel()
+    with trio.fail_after(TOO_LONG_S):
+        await served.ended.wait()
+
+
+# -- clients that leave, clients that do not read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["the first byte", "the last byte"])
+async def test_a_client_that_leaves_frees_its_worker(house: House, before: str) -> None:
+    server = await house.hall.worker("a", hangs if before == "the first byte" else starts(LINE, then=hangs))
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    await server.asked.wait()
+    if before == "the last byte":
+        await client.until(LINE)
+    await client.stream.aclose()
+    with trio.fail_after(TOO_LONG_S):
+        await server.client_left.wait()
+        while house.door.connections:
+            await trio.sleep(0.005)
+    assert repr(house.hall.admission) == NOTHING_LEFT
+
+
+async def test_a_client_that_leaves_a_pull_ends_it(nursery: trio.Nursery, connect: Connect) -> None:
+    hall = Hall(nursery)
+    primary = await hall.primary(starts(b'{"status":"pulling"}\n', then=hangs))
+    client = await connect((await serve(nursery, front_of(hall))).port)
+    await client.post("/api/pull", b'{"model":"m"}')
+    await client.until(b"pulling")
+    await client.stream.aclose()
+    with trio.fail_after(TOO_LONG_S):
+        await primary.client_left.wait()
+
+
+async def floods(talk: Conversation) -> None:
+    await talk.head("content-type: application/x-ndjson", "transfer-encoding: chunked")
+    try:
+        while True:
+            await talk.chunk(b"x" * 65536)
+    except trio.BrokenResourceError:
+        talk.server.client_left.set()
+        raise
+
+
+async def test_a_client_that_never_reads_is_cut(house: House) -> None:
+    server = await house.hall.worker("a", floods)
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    with trio.fail_after(TOO_LONG_S):
+        await server.client_left.wait()
+        while house.door.connections:
+            await trio.sleep(0.005)
+    assert repr(house.hall.admission) == NOTHING_LEFT
+    await client.stream.aclose()
+
+
+@pytest.mark.parametrize("way", ["cut", "cancelled"])
+async def test_a_client_that_never_reads_does_not_hold_up_the_end(
+    nursery: trio.Nursery, connect: Connect, way: str
+) -> None:
+    sent = 0
+
+    async def counts(talk: Conversation) -> None:
+        nonlocal sent
+        await talk.head("content-type: application/x-ndjson", "transfer-encoding: chunked")
+        while True:
+            await talk.chunk(b"x" * 65536)
+            sent += 1
+
+    hall = Hall(nursery)
+    await hall.worker("a", counts)
+    served = await serve(nursery, front_of(hall), stall_timeout_s=1e6)
+    client = await connect(served.port)
+    await client.post("/api/chat", CHAT)
+    before = -1
+    while sent != before or not sent:  # until the buffers on the way are full
+        before = sent
+        await wait_all_tasks_blocked(0.02)
+    await served.door.close()
+    assert served.door.connections
+    if way == "cut":
+        served.door.cut()
+    else:
+        served.life.cancel()
+    with trio.fail_after(TOO_LONG_S):
+        await served.door.wait_empty()
+    assert repr(hall.admission) == NOTHING_LEFT
+
+
+# -- going down --------------------------------------------------------------------------------------------------------
+
+
+async def test_after_closing_idle_connections_end_and_a_busy_answer_is_completed(house: House) -> None:
+    go_on = trio.Event()
+
+    async def rest(talk: Conversation) -> None:
+        await go_on.wait()
+        await talk.chunk(b'{"done":true}\n')
+        await talk.chunk(b"")
+
+    await house.hall.worker("a", starts(LINE, then=rest))
+    fresh, idle, busy = [await house.client() for _ in range(3)]
+    await idle.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await idle.until(b"ok")
+    await busy.post("/api/chat", CHAT)
+    await busy.until(LINE)
+    await house.door.close()
+    await idle.until_closed()
+    assert await fresh.until_closed() == b""
+    with pytest.raises(OSError, match="all attempts to connect"):
+        await house.client()
+    go_on.set()
+    assert (await busy.until_closed()).endswith(b"0\r\n\r\n")
+    with trio.fail_after(TOO_LONG_S):
+        await house.door.wait_empty()
+        await house.door.wait_empty()
+
+
+async def test_cancellation_cuts_every_connection_and_raises_nothing(house: House) -> None:
+    server = await house.hall.worker("a", starts(LINE, then=hangs), slots=9)
+    clients = [await house.client() for _ in range(4)]
+    for client in clients[:2]:
+        await client.post("/api/chat", CHAT)
+        await client.until(LINE)
+    await clients[2].send(b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab")
+    await wait_all_tasks_blocked()
+    house.served.life.cancel()
+    for client in clients:
+        await client.until_closed()
+    with trio.fail_after(TOO_LONG_S):
+        await house.served.ended.wait()
+    assert not house.door.connections
+    assert server.connections == 2
+    assert repr(house.hall.admission) == NOTHING_LEFT
+
+
+async def test_one_connection_that_fails_ends_no_other(
+    nursery: trio.Nursery, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/bug":
+            raise ZeroDivisionError
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": False})
+
+    port = (await serve(nursery, fails)).port
+    good, bad = await connect(port), await connect(port)
+    await bad.send(b"GET /bug HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (await bad.until_closed()).startswith(b"HTTP/1.1 500")
+    await good.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await good.until(b"ok")
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_lost_worker_leaves_a_body_visibly_incomplete(house: House) -> None:
+    await house.hall.worker("a", starts(b'{"half":', kind="application/json", then=dies))
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    answer = await client.until_closed()
+    assert b'{"half":' in answer
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_said_so_and_nothing_is_left_open() -> None:
+    (first,) = listen("127.0.0.1", 0)
+    with first, pytest.raises(PortTaken, match="in use"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_an_address_that_is_not_ours_is_said_so() -> None:
+    with pytest.raises(PortTaken, match="assign"):
+        listen("192.0.2.1", 0)
+    with pytest.raises(PortTaken):
+        listen("no.such.host.invalid", 0)
+
+
+async def test_ipv6_is_served_where_there_is_any(nursery: trio.Nursery, connect: Connect) -> None:
+    async def says_who(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["client"][0].encode(), "more_body": False})
+
+    try:
+        served = await serve(nursery, says_who, host="::1")
+    except PortTaken:
+        pytest.skip("no IPv6 here")
+    client = await connect(served.port, "::1")
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"::1" in await client.until_closed()
+
+
+def test_a_name_of_two_addresses_is_listened_on_at_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(*_args: object, **_more: object) -> list[tuple[object, ...]]:
+        here = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+        # what `localhost` gives on a machine whose IPv6 is switched off: a documentation address cannot be bound
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0)), here, here]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    sockets = listen("localhost", 0)
+    assert [sock.family for sock in sockets] == [socket.AF_INET]
+    for sock in sockets:
+        sock.close()

@@ -1,0 +1,123 @@
+"""What a client is told of each fault, in the words of each API."""
+
+import json
+from typing import get_args
+
+import pytest
+
+from gateway.errors import (
+    BUSY,
+    AmbiguousLength,
+    BodyTooLarge,
+    ConnectFailed,
+    Dialect,
+    Fault,
+    FirstByteTimeout,
+    GatewayError,
+    NoWorkerWanted,
+    PrimaryAway,
+    QueueFull,
+    QueueTimeout,
+    ShuttingDown,
+    Stalled,
+    WorkerLost,
+    WorkerRefused,
+    dialect_of,
+    error_body,
+    error_event,
+    error_headers,
+    told,
+)
+
+LOST = "the worker was lost before it answered, and so were the others that were tried"
+TABLE: list[tuple[Fault, int, str, int | None]] = [
+    (QueueFull(), 503, BUSY, 1),
+    (
+        QueueTimeout(300.4, ready_workers=0), 503, "no worker was ready within 300 s (QUEUE_TIMEOUT_S)", 5
+    ),
+    (QueueTimeout(300.4, ready_workers=2), 503, "no slot became free within 300 s (QUEUE_TIMEOUT_S)", 5),
+    (NoWorkerWanted(), 503, "the fleet has no workers; spawn one (chimera spawn)", 30),
+    (ShuttingDown(), 503, "the server is shutting down", 5),
+    (PrimaryAway(), 503, "the primary ollama server is not ready", 2),
+    (BodyTooLarge(1000), 413, "the request body is larger than 1000 bytes (MAX_BODY_BYTES)", None),
+    (AmbiguousLength(), 400, "a request must not have both Content-Length and Transfer-Encoding", None),
+    (ConnectFailed(), 502, LOST, 1),
+    (WorkerLost(), 502, LOST, 1),
+    (WorkerRefused(), 502, LOST, 1),
+    (FirstByteTimeout(), 504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)", None),
+    (Stalled(), 504, "the worker fell silent within its answer (STALL_TIMEOUT_S)", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "status", "sentence", "retry_after_s"), TABLE)
+def test_every_fault_has_its_sentence(fault: Fault, status: int, sentence: str, retry_after_s: int | None) -> None:
+    said = told(fault)
+    assert (said.status, said.sentence, said.retry_after_s) == (status, sentence, retry_after_s)
+    given = dict(error_headers(said)).get(b"retry-after")
+    assert given == (None if retry_after_s is None else str(retry_after_s).encode())
+
+
+def test_the_table_above_leaves_no_fault_out() -> None:
+    assert {type(row[0]) for row in TABLE} == set(get_args(Fault))
+    others = {kind for kind in GatewayError.__subclasses__() if kind not in get_args(Fault)}
+    assert {kind.__name__ for kind in others} == {"ClientGone"}
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/api/chat", Dialect.OLLAMA),
+        ("/", Dialect.OLLAMA),
+        ("/v1/chat/completions", Dialect.OPENAI),
+        ("/v1/models/m", Dialect.OPENAI),
+        ("/v1/messages", Dialect.ANTHROPIC),
+        ("/v1/messages/count_tokens", Dialect.ANTHROPIC),
+    ],
+)
+def test_a_paths_dialect(path: str, dialect: Dialect) -> None:
+    assert dialect_of(path) is dialect
+
+
+@pytest.mark.parametrize(
+    ("status", "openai", "anthropic"),
+    [
+        (400, "invalid_request_error", "invalid_request_error"),
+        (413, "invalid_request_error", "request_too_large"),
+        (503, "api_error", "overloaded_error"),
+        (502, "api_error", "api_error"),
+        (504, "api_error", "api_error"),
+    ],
+)
+def test_an_error_has_the_form_of_its_api(status: int, openai: str, anthropic: str) -> None:
+    assert json.loads(error_body(Dialect.OLLAMA, status, "so")) == {"error": "so"}
+    assert json.loads(error_body(Dialect.OPENAI, status, "so")) == {
+        "error": {"message": "so", "type": openai, "param": None, "code": None}
+    }
+    assert json.loads(error_body(Dialect.ANTHROPIC, status, "so")) == {
+        "type": "error", "error": {"type": anthropic, "message": "so"},
+    }  # fmt: skip
+
+
+def test_a_sentence_with_quotes_and_line_ends_stays_one_line_of_json() -> None:
+    event = error_event(Dialect.OLLAMA, 'so "it"\nis', sse=False, mid_line=False)
+    assert event.count(b"\n") == 1
+    assert json.loads(event) == {"error": 'so "it"\nis'}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sse", "mid_line", "before", "after"),
+    [
+        (Dialect.OLLAMA, False, False, b"{", b"}\n"),
+        (Dialect.OLLAMA, False, True, b"\n{", b"}\n"),
+        (Dialect.OPENAI, True, False, b"data: {", b"}\n\n"),
+        (Dialect.OPENAI, True, True, b"\n\ndata: {", b"}\n\n"),
+        (Dialect.ANTHROPIC, True, False, b"event: error\ndata: {", b"}\n\n"),
+        (Dialect.ANTHROPIC, True, True, b"\n\nevent: error\ndata: {", b"}\n\n"),
+    ],
+)
+def test_an_error_line_stands_by_itself(
+    dialect: Dialect, sse: bool, mid_line: bool, before: bytes, after: bytes
+) -> None:
+    event = error_event(dialect, "so", sse=sse, mid_line=mid_line)
+    assert event.startswith(before)
+    assert event.endswith(after)

@@ -1,0 +1,458 @@
+"""One request from arrival to its last byte, with scripted workers on real sockets."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway import exchange as module
+from gateway.errors import (
+    ConnectFailed,
+    FirstByteTimeout,
+    PrimaryAway,
+    QueueFull,
+    QueueTimeout,
+    Stalled,
+    WorkerLost,
+    dialect_of,
+)
+from gateway.exchange import Request, answer_error
+from gateway.ollama import Ask, Kind
+from tests.fakes.hall import NOTHING_LEFT, Hall
+from tests.fakes.reply import RecordingReply
+from tests.fakes.worker_server import (
+    SSE,
+    Behaviour,
+    Conversation,
+    WorkerServer,
+    dies,
+    dies_mid_chunk,
+    hangs,
+    says,
+    starts,
+    streams,
+)
+
+ASK = Ask(Kind.INFERENCE, "m")
+BODY = b'{"model":"m","messages":[{}]}'
+LINE = b'{"response":"a"}\n'
+
+
+def request(path: str, method: str = "POST", **more: Any) -> Request:
+    headers = [(b"host", b"gateway:8000"), (b"content-type", b"application/json"), (b"authorization", b"Bearer secret")]
+    return Request(method, path, path.encode(), more.pop("headers", headers), dialect_of(path), "req-1", **more)
+
+
+async def ask(hall: Hall, path: str = "/api/chat", reply: RecordingReply | None = None) -> RecordingReply:
+    reply = RecordingReply() if reply is None else reply
+    await hall.exchange.infer(request(path), ASK, BODY, reply)
+    return reply
+
+
+@pytest.fixture
+async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
+    made = Hall(nursery)
+    yield made
+    await made.upstream.aclose()
+    assert repr(made.admission) == NOTHING_LEFT
+
+
+# -- an answer -------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_relayed_and_says_where_it_came_from(hall: Hall) -> None:
+    server = await hall.worker("a", streams(LINE, b'{"done":true}\n'))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.ended) == (200, LINE + b'{"done":true}\n', True)
+    assert [reply.header(f"x-{name}") for name in ("request-id", "chimera-worker", "chimera-attempts")] == [
+        "req-1", "a", "1",
+    ]  # fmt: skip
+    assert reply.header("x-chimera-queue-ms") == "0"
+    (received,) = server.received
+    assert (received.body, received.target) == (BODY, "/api/chat")
+    assert received.header("host") == f"127.0.0.1:{server.port}"
+    assert received.header("authorization") is None
+    assert received.header("x-request-id") == "req-1"
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 500])
+async def test_a_workers_own_answer_is_relayed_whatever_it_says(hall: Hall, status: int) -> None:
+    await hall.worker("a", says(b'{"error":"its own"}', status=status))
+    await hall.worker("b", says(b"never asked"))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.header("x-chimera-worker")) == (status, b'{"error":"its own"}', "a")
+
+
+async def test_the_head_reaches_the_client_with_the_first_chunk_not_with_the_last(hall: Hall) -> None:
+    go_on = trio.Event()
+
+    async def rest(talk: Conversation) -> None:
+        await go_on.wait()
+        await talk.chunk(b"")
+
+    await hall.worker("a", starts(LINE, then=rest))
+    reply = RecordingReply()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, hall, "/api/chat", reply)
+        await reply.first_write.wait()
+        assert (reply.body, reply.ended) == (LINE, False)
+        go_on.set()
+    assert reply.ended
+
+
+# -- a worker is lost before its first byte --------------------------------------------------------------------
+
+
+async def test_a_request_whose_worker_is_lost_is_answered_by_another(hall: Hall) -> None:
+    lost = await hall.worker("a", dies)
+    await hall.worker("b", streams(LINE))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.ended, reply.aborted) == (200, LINE, True, False)
+    assert (reply.header("x-chimera-attempts"), reply.header("x-chimera-worker")) == ("2", "b")
+    assert len(lost.received) == 1
+
+
+async def test_a_head_without_a_byte_of_body_still_lets_another_worker_answer(hall: Hall) -> None:
+    await hall.worker("a", starts(then=dies))
+    await hall.worker("b", streams(LINE))
+    assert (await ask(hall)).header("x-chimera-attempts") == "2"
+
+
+async def test_a_worker_that_takes_no_connection_is_passed_over(hall: Hall) -> None:
+    gone = await hall.worker("a", dies)
+    gone.die()
+    await wait_all_tasks_blocked()
+    await hall.worker("b", streams(LINE))
+    assert (await ask(hall)).header("x-chimera-worker") == "b"
+
+
+async def test_the_only_worker_lost_and_replaced_answers_in_its_new_life(hall: Hall) -> None:
+    async def crashes(talk: Conversation) -> None:
+        hall.admission.worker_lost("a")
+        replaced.set()
+        await talk.die()
+
+    replaced = trio.Event()
+    await hall.worker("a", crashes)
+    reply = RecordingReply()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, hall, "/api/chat", reply)
+        await replaced.wait()
+        await hall.worker("a", streams(LINE))
+    assert (reply.body, reply.header("x-chimera-attempts")) == (LINE, "2")
+
+
+async def test_when_all_workers_are_lost_the_client_is_told(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOSS_NOTICED_S", 0.01)
+    for name in "abc":
+        await hall.worker(name, dies)
+    asked = request("/api/chat")
+    reply = RecordingReply()
+    with pytest.raises(WorkerLost) as caught:
+        await hall.exchange.infer(asked, ASK, BODY, reply)
+    assert asked.attempts == 3
+    await answer_error(asked, caught.value, reply)
+    assert (reply.status, reply.header("retry-after")) == (502, "1")
+    assert json.loads(reply.body) == {
+        "error": "the worker was lost before it answered, and so were the others that were tried"
+    }
+
+
+async def test_nobody_is_tried_more_often_than_agreed(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOSS_NOTICED_S", 0.0)
+    servers = [await hall.worker(name, dies) for name in "abcdefg"]
+    with pytest.raises(WorkerLost):
+        await ask(hall)
+    assert sum(len(server.received) for server in servers) == module.MOST_ATTEMPTS
+
+
+async def test_a_failed_connection_of_the_only_worker_is_told(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOSS_NOTICED_S", 0.01)
+    (await hall.worker("a", dies)).die()
+    await wait_all_tasks_blocked()
+    with pytest.raises(ConnectFailed):
+        await ask(hall)
+
+
+# -- a worker that has no room ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_worker_that_cannot_just_now_is_passed_over(hall: Hall, status: int) -> None:
+    await hall.worker("a", says(b'{"error":"busy"}', status=status))
+    await hall.worker("b", says(b'{"done":true}'))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.header("x-chimera-attempts")) == (200, b'{"done":true}', "2")
+
+
+@pytest.mark.parametrize("workers", ["a", "ab", "abcdefg"])
+async def test_when_no_worker_can_just_now_the_last_ones_own_words_are_relayed(hall: Hall, workers: str) -> None:
+    for name in workers:
+        await hall.worker(name, says(b'{"error":"busy"}', "retry-after: 3", status=503))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.header("retry-after")) == (503, b'{"error":"busy"}', "3")
+    assert reply.header("x-chimera-attempts") == str(min(len(workers), module.MOST_ATTEMPTS))
+
+
+# -- a worker is lost within its answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("then", [dies, dies_mid_chunk])
+async def test_a_broken_ndjson_stream_ends_with_an_error_line(hall: Hall, then: Behaviour) -> None:
+    await hall.worker("a", starts(LINE, then=then))
+    await hall.worker("b", says(b"never asked"))
+    reply = await ask(hall)
+    assert reply.body.startswith(LINE)
+    *_, last, nothing = reply.body.split(b"\n")
+    assert (json.loads(last), nothing) == ({"error": "the worker was lost before its answer was complete"}, b"")
+    assert (reply.ended, reply.aborted, reply.header("x-chimera-attempts")) == (True, False, "1")
+
+
+def events_of(body: bytes) -> list[tuple[str, list[str]]]:
+    """Server-sent events as the standard reads them: a name and lines of data, ended by an empty line."""
+    events: list[tuple[str, list[str]]] = []
+    name, data = "message", list[str]()
+    for line in body.decode().split("\n"):
+        field, _, value = line.partition(": ")
+        if not line and data:
+            events.append((name, data))
+        if not line:
+            name, data = "message", []
+        elif field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+    return events
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'data: {"a":1}\n\n',
+        b'data: {"a":1}\n',  # within an event, though at a line's end
+        b'event: content_block_delta\ndata: {"a"',
+        b"event: content_block_delta\n",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_a_broken_event_stream_ends_with_an_error_event_of_its_own(hall: Hall, path: str, sent: bytes) -> None:
+    await hall.worker("a", starts(sent, kind=SSE, then=dies))
+    reply = await ask(hall, path)
+    assert reply.body.startswith(sent)
+    assert reply.ended
+    name, (data,) = events_of(reply.body)[-1]
+    told = json.loads(data)
+    assert told["error"]["message"] == "the worker was lost before its answer was complete"
+    assert (name, told.get("type")) == (("error", "error") if path == "/v1/messages" else ("message", None))
+
+
+async def test_a_broken_body_without_lines_is_cut(hall: Hall) -> None:
+    await hall.worker("a", starts(b'{"half":', kind="application/json", then=dies))
+    reply = await ask(hall)
+    assert (reply.body, reply.ended, reply.aborted) == (b'{"half":', False, True)
+
+
+async def test_a_broken_stream_of_declared_length_is_cut_for_nothing_can_be_added_to_it(hall: Hall) -> None:
+    async def behaviour(talk: Conversation) -> None:
+        await talk.head("content-type: application/x-ndjson", "content-length: 1000")
+        await talk.send(LINE)
+        await talk.die()
+
+    await hall.worker("a", behaviour)
+    reply = await ask(hall)
+    assert (reply.body, reply.ended, reply.aborted) == (LINE, False, True)
+
+
+async def test_a_worker_that_falls_silent_within_its_answer_is_told_of(hall: Hall) -> None:
+    hall.patience(stall_timeout_s=0.05)
+    server = await hall.worker("a", starts(LINE, then=hangs))
+    reply = await ask(hall)
+    assert json.loads(reply.body.splitlines()[-1]) == {"error": "the worker fell silent within its answer"}
+    await server.client_left.wait()
+
+
+async def test_a_worker_that_falls_silent_after_its_head_is_not_replaced(hall: Hall) -> None:
+    hall.patience(stall_timeout_s=0.05)
+    await hall.worker("a", starts(then=hangs))
+    await hall.worker("b", says(b"never asked"))
+    with pytest.raises(Stalled):
+        await ask(hall)
+
+
+async def test_no_first_byte_in_time_is_told(hall: Hall) -> None:
+    hall.patience(first_byte_timeout_s=0.05)
+    server = await hall.worker("a", hangs)
+    with pytest.raises(FirstByteTimeout):
+        await ask(hall)
+    await server.client_left.wait()
+
+
+# -- the queue -------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_waited_says_so(hall: Hall) -> None:
+    async with trio.open_nursery() as nursery:
+        reply = RecordingReply()
+        nursery.start_soon(ask, hall, "/api/chat", reply)
+        await wait_all_tasks_blocked()
+        await trio.sleep(0.02)
+        await hall.worker("a", streams(LINE))
+    assert int(reply.header("x-chimera-queue-ms") or 0) >= 20
+
+
+async def test_a_full_queue_and_a_long_wait_are_told(hall: Hall) -> None:
+    hall.admission.queue_timeout_s = 0.05
+    with pytest.raises(QueueTimeout):
+        await ask(hall)
+    hall.admission.dispatcher.queue_size = 0
+    with pytest.raises(QueueFull):
+        await ask(hall)
+
+
+async def test_a_slot_serves_one_request_at_a_time(hall: Hall) -> None:
+    busy = most = 0
+
+    async def counted(talk: Conversation) -> None:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        await trio.sleep(0.005)
+        busy -= 1
+        await says(b"{}")(talk)
+
+    hall.admission.dispatcher.queue_size = 100
+    server = await hall.worker("a", counted, slots=2)
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(ask, hall)
+    assert (most, len(server.received)) == (2, 12)
+
+
+# -- the client leaves -----------------------------------------------------------------------------------------
+
+Stage = Callable[[Hall, trio.Nursery], Awaitable[WorkerServer | None]]
+
+
+async def queued(hall: Hall, nursery: trio.Nursery) -> None:
+    nursery.start_soon(ask, hall)
+    await wait_all_tasks_blocked()
+    assert repr(hall.admission) == "<Admission 0 leases, 1 tickets>"
+
+
+async def waiting_for_the_first_byte(hall: Hall, nursery: trio.Nursery) -> WorkerServer:
+    server = await hall.worker("a", hangs)
+    nursery.start_soon(ask, hall)
+    await server.asked.wait()
+    return server
+
+
+async def with_the_head_received(hall: Hall, nursery: trio.Nursery) -> WorkerServer:
+    server = await hall.worker("a", starts(then=hangs))
+    nursery.start_soon(ask, hall)
+    await server.asked.wait()
+    await wait_all_tasks_blocked()
+    return server
+
+
+async def in_the_middle_of_a_stream(hall: Hall, nursery: trio.Nursery) -> WorkerServer:
+    server = await hall.worker("a", starts(LINE, then=hangs))
+    reply = RecordingReply()
+    nursery.start_soon(ask, hall, "/api/chat", reply)
+    await reply.first_write.wait()
+    return server
+
+
+async def in_the_middle_of_a_whole_answer(hall: Hall, nursery: trio.Nursery) -> WorkerServer:
+    async def half(talk: Conversation) -> None:
+        await talk.head("content-type: application/json", "content-length: 1000")
+        await talk.send(b'{"half":')
+        await talk.until_left()
+
+    server = await hall.worker("a", half)
+    reply = RecordingReply()
+    nursery.start_soon(ask, hall, "/api/chat", reply)
+    await reply.first_write.wait()
+    return server
+
+
+async def on_the_second_attempt(hall: Hall, nursery: trio.Nursery) -> WorkerServer:
+    await hall.worker("a", dies)
+    server = await hall.worker("b", hangs)
+    nursery.start_soon(ask, hall)
+    await server.asked.wait()
+    return server
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        queued, waiting_for_the_first_byte, with_the_head_received, in_the_middle_of_a_stream,
+        in_the_middle_of_a_whole_answer, on_the_second_attempt,
+    ],
+)  # fmt: skip
+async def test_a_client_that_leaves_frees_its_place_and_its_worker(hall: Hall, stage: Stage) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await stage(hall, nursery)
+        nursery.cancel_scope.cancel()
+    assert repr(hall.admission) == NOTHING_LEFT
+    if server is not None:
+        await server.client_left.wait()
+
+
+async def test_a_client_that_leaves_while_its_worker_is_being_connected_frees_its_place(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = trio.Event()
+
+    async def never(_self: object, _address: object) -> None:
+        connecting.set()
+        await trio.sleep_forever()
+
+    server = await hall.worker("a", says(b"{}"))
+    monkeypatch.setattr(trio._socket._SocketType, "connect", never)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, hall)
+        await connecting.wait()
+        nursery.cancel_scope.cancel()
+    assert repr(hall.admission) == NOTHING_LEFT
+    assert server.received == []
+
+
+# -- the primary -----------------------------------------------------------------------------------------------
+
+
+async def test_the_primary_answers_without_a_slot(hall: Hall) -> None:
+    server = await hall.primary(says(b'{"models":[]}'))
+    reply = RecordingReply()
+    await hall.exchange.to_primary(request("/api/tags", "GET"), None, reply)
+    assert (reply.status, reply.body, reply.header("x-chimera-worker")) == (200, b'{"models":[]}', "primary")
+    assert server.received[0].header("content-length") is None
+
+
+async def test_a_primary_that_is_away_is_told_of(hall: Hall) -> None:
+    (await hall.primary(dies)).die()
+    await wait_all_tasks_blocked()
+    reply = RecordingReply()
+    with pytest.raises(PrimaryAway):
+        await hall.exchange.to_primary(request("/api/tags", "GET"), None, reply)
+    await hall.primary(dies)
+    with pytest.raises(PrimaryAway):
+        await hall.exchange.to_primary(request("/api/tags", "GET"), None, reply)
+    assert not reply.started
+
+
+async def test_the_primarys_own_503_is_relayed(hall: Hall) -> None:
+    await hall.primary(says(b'{"error":"x"}', status=503))
+    reply = RecordingReply()
+    await hall.exchange.to_primary(request("/api/show"), b"{}", reply)
+    assert reply.status == 503
+
+
+async def test_a_head_request_gets_its_head(hall: Hall) -> None:
+    await hall.primary(says(b"Ollama is running"))
+    reply = RecordingReply()
+    await hall.exchange.to_primary(request("/", "HEAD"), None, reply)
+    assert (reply.status, reply.header("content-length"), reply.body, reply.ended) == (200, "17", b"", True)

@@ -1,0 +1,101 @@
+"""Which headers pass."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.headers import Headers, framing_of, request_headers, request_id_of, response_headers, value_of
+
+
+def sent(*headers: tuple[bytes, bytes], framing: Headers | None = None) -> Headers:
+    return request_headers(list(headers), port=11500, request_id="id-1", framing=framing or [])
+
+
+def test_a_worker_gets_the_clients_headers_its_own_host_and_the_request_id() -> None:
+    assert sent((b"accept", b"*/*"), (b"x-a", b"1"), (b"x-a", b"2"), (b"host", b"example.com")) == [
+        (b"host", b"127.0.0.1:11500"),
+        (b"accept", b"*/*"),
+        (b"x-a", b"1"),
+        (b"x-a", b"2"),
+        (b"x-request-id", b"id-1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"authorization", b"cookie", b"x-api-key", b"proxy-authorization", b"connection", b"keep-alive",
+        b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"expect",
+        b"x-request-id",
+    ],
+)  # fmt: skip
+def test_what_is_between_the_client_and_the_gateway_does_not_pass(name: bytes) -> None:
+    assert sent((name, b"secret"))[1:] == [(b"x-request-id", b"id-1")]
+
+
+def test_what_connection_names_does_not_pass() -> None:
+    headers = [(b"connection", b"Keep-Alive, X-Secret"), (b"connection", b"x-other"), (b"x-secret", b"1")]
+    assert sent(*headers, (b"x-other", b"2"), (b"x-kept", b"3"))[1:-1] == [(b"x-kept", b"3")]
+
+
+def test_connection_cannot_take_away_what_the_gateway_sets() -> None:
+    connection = (b"connection", b"host, x-request-id, content-length")
+    assert sent(connection, framing=[(b"content-length", b"3")]) == [
+        (b"host", b"127.0.0.1:11500"), (b"content-length", b"3"), (b"x-request-id", b"id-1"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("headers", "framing"),
+    [
+        ([], []),
+        ([(b"content-length", b"7")], [(b"content-length", b"7")]),
+        ([(b"content-length", b"0")], [(b"content-length", b"0")]),
+        ([(b"transfer-encoding", b"chunked")], [(b"transfer-encoding", b"chunked")]),
+        ([(b"transfer-encoding", b"Chunked")], [(b"transfer-encoding", b"chunked")]),
+        ([(b"content-length", b"7"), (b"transfer-encoding", b"chunked")], [(b"transfer-encoding", b"chunked")]),
+    ],
+)
+def test_a_body_is_framed_in_one_way(headers: Headers, framing: Headers) -> None:
+    assert framing_of(headers) == framing
+
+
+def test_a_client_gets_the_workers_headers_but_for_those_of_the_connection() -> None:
+    given_by_worker = [
+        (b"Content-Type", b"application/json"), (b"Content-Length", b"7"), (b"Date", b"yesterday"),
+        (b"Connection", b"close, X-Private"), (b"X-Private", b"1"), (b"Keep-Alive", b"timeout=5"),
+        (b"Transfer-Encoding", b"chunked"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b"),
+    ]  # fmt: skip
+    assert response_headers(given_by_worker) == [
+        (b"content-type", b"application/json"), (b"content-length", b"7"), (b"set-cookie", b"a"), (b"set-cookie", b"b"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("good", [b"a", b"req-1", b"A.b_c:9", b"x" * 128, b"0af7651916cd43dd8448eb211c80319c"])
+def test_a_harmless_request_id_is_kept(good: bytes) -> None:
+    assert request_id_of([(b"x-request-id", good)], "fresh") == good.decode()
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b" ", b"a b", b"a\n", b"a\r\nset-cookie: x", b"x" * 129, b"\xc3\xa9", b"a;b", b'"a"', b"\x1b[31m"]
+)
+def test_any_other_request_id_is_replaced(bad: bytes) -> None:
+    assert request_id_of([(b"x-request-id", bad)], "fresh") == "fresh"
+    assert request_id_of([], "fresh") == "fresh"
+
+
+def test_the_first_value_counts() -> None:
+    assert value_of([(b"a", b"1"), (b"a", b"2")], b"a") == b"1"
+    assert value_of([], b"a") is None
+
+
+NAMES = st.sampled_from([b"connection", b"transfer-encoding", b"content-length", b"host", b"x-a", b"x-b", b"te"])
+
+
+@given(st.lists(st.tuples(NAMES, st.sampled_from([b"x-a", b"chunked", b"5", b"X-A, x-b", b"", b",,"])), max_size=8))
+def test_there_is_always_one_host_one_id_and_at_most_one_framing(headers: Headers) -> None:
+    passed = request_headers(headers, port=1, request_id="i", framing=framing_of(headers))
+    names = [name for name, _ in passed]
+    assert (names.count(b"host"), names.count(b"x-request-id")) == (1, 1)
+    assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
+    assert b"connection" not in names

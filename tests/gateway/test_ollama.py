@@ -1,0 +1,187 @@
+"""What a path and a body ask for."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask
+
+JSON = "application/json"
+HOPELESS = Ask(Kind.HOPELESS, None)
+
+
+@pytest.mark.parametrize("path", sorted(FORWARDED))
+def test_a_forwarded_path_is_answered_by_a_worker_when_posted(path: str) -> None:
+    assert answerer("POST", path) is Answerer.WORKER
+    assert answerer("GET", path) is Answerer.PRIMARY
+    assert answerer("OPTIONS", path) is Answerer.PRIMARY
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "who"),
+    [
+        ("GET", "/", Answerer.PRIMARY),
+        ("HEAD", "/", Answerer.PRIMARY),
+        ("POST", "/", Answerer.GATEWAY),
+        ("GET", "/api/version", Answerer.PRIMARY),
+        ("GET", "/api/tags", Answerer.PRIMARY),
+        ("GET", "/v1/models", Answerer.PRIMARY),
+        ("GET", "/v1/models/llama3:8b", Answerer.PRIMARY),
+        ("POST", "/api/show", Answerer.PRIMARY),
+        ("POST", "/api/pull", Answerer.PRIMARY),
+        ("DELETE", "/api/delete", Answerer.PRIMARY),
+        ("POST", "/api/blobs/sha256:1", Answerer.PRIMARY),
+        ("HEAD", "/api/blobs/sha256:1", Answerer.PRIMARY),
+        ("POST", "/api/something/new", Answerer.PRIMARY),
+        ("POST", "/v1/messages/count_tokens", Answerer.PRIMARY),
+        ("POST", "/api/chat/", Answerer.PRIMARY),
+        ("GET", "/api/ps", Answerer.FLEET),
+        ("HEAD", "/api/ps", Answerer.FLEET),
+        ("POST", "/api/ps", Answerer.PRIMARY),
+        ("GET", "/admin/instances", Answerer.GATEWAY),
+        ("GET", "/healthz", Answerer.GATEWAY),
+        ("GET", "/apiary", Answerer.GATEWAY),
+        ("POST", "//api/chat", Answerer.GATEWAY),
+    ],
+)
+def test_every_other_path_has_its_answerer(method: str, path: str, who: Answerer) -> None:
+    assert answerer(method, path) is who
+
+
+CHAT = b'"messages":[{"role":"user","content":"hi"}]'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "asks"),
+    [
+        ("/api/generate", b'{"model":"m","prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m"}', Ask(Kind.LOAD, "m")),
+        ("/api/generate", b'{"model":"m","prompt":""}', Ask(Kind.LOAD, "m")),
+        ("/api/generate", b'{"model":"m","prompt":null,"keep_alive":-1}', Ask(Kind.LOAD, "m")),
+        ("/api/generate", b'{"model":"m","keep_alive":0}', Ask(Kind.UNLOAD, "m")),
+        ("/api/generate", b'{"model":"m","keep_alive":"0s"}', Ask(Kind.UNLOAD, "m")),
+        ("/api/generate", b'{"model":"m","keep_alive":"0"}', Ask(Kind.UNLOAD, "m")),
+        ("/api/generate", b'{"model":"m","keep_alive":"10m"}', Ask(Kind.LOAD, "m")),
+        ("/api/generate", b'{"model":"m","keep_alive":false}', Ask(Kind.LOAD, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"hi","keep_alive":0}', Ask(Kind.INFERENCE, "m")),
+        ("/api/chat", b'{"model":"m",' + CHAT + b"}", Ask(Kind.INFERENCE, "m")),
+        ("/api/chat", b'{"model":"m","messages":[]}', Ask(Kind.LOAD, "m")),
+        ("/api/chat", b'{"model":"m","messages":[\n\t ]}', Ask(Kind.LOAD, "m")),
+        ("/api/chat", b'{"model":"m","messages":null,"keep_alive":0.0}', Ask(Kind.UNLOAD, "m")),
+        ("/v1/chat/completions", b'{"model":"m"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/embed", b'{"model":"m","keep_alive":0}', Ask(Kind.INFERENCE, "m")),
+        # what only Go's reading shows
+        ("/api/chat", b'{"Model":"m","MESSAGES":[{}]}', Ask(Kind.INFERENCE, "m")),
+        ("/api/chat", b'{"model":"m","Messages":[{}]}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","Prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","Keep_Alive":0}', Ask(Kind.UNLOAD, "m")),
+        ("/api/generate", b'{"model":"","Model":"m","prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","model":null,"prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"hi","prompt":null}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"x","model":"m","prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"hi"} trailing', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"hi"}{"model":"x"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'\xef\xbb\xbf{"model":"m","prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b' \r\n\t{"model":"m","prompt":"hi"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"\xff\xfe"}', Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"Model":"m","prompt":"hi","n":' + b"9" * 5000 + b"}", Ask(Kind.INFERENCE, "m")),
+        ("/api/generate", b'{"model":"m","prompt":"hi","n":' + b"9" * 5000 + b"}", Ask(Kind.INFERENCE, "m")),
+        # so deep that no model can be found, but a server may well find one
+        ("/api/generate", b'{"Model":"m","n":' + b"[" * 5000 + b"]" * 5000 + b"}", Ask(Kind.INFERENCE, None)),
+        ("/api/generate", b'{"model":"m","n":' + b"[" * 5000 + b"]" * 5000 + b"}", Ask(Kind.INFERENCE, None)),
+    ],
+)  # fmt: skip
+def test_a_body_is_read_as_ollama_reads_it(path: str, body: bytes, asks: Ask) -> None:
+    assert read_ask(path, JSON, body) == asks
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"hello", b"[]", b'"m"', b"null", b"{", b'{"model":', b"{}", b'{"model":null}', b'{"model":""}',
+        b'{"model":7}', b'{"model":["m"]}', b'{"prompt":"hi"}', b"{'model':'m'}", b'{"Model":"m","n":NaN}',
+        '{"model":"m"}'.encode("utf-16"), b"\x00", b"\xff",
+    ],
+)  # fmt: skip
+def test_a_body_that_no_server_could_use_is_hopeless(body: bytes) -> None:
+    assert read_ask("/api/chat", JSON, body) == HOPELESS
+
+
+def test_a_form_goes_to_any_worker() -> None:
+    form = b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n--x--'
+    asked = read_ask("/v1/audio/transcriptions", "multipart/form-data; boundary=x", form)
+    assert asked == Ask(Kind.INFERENCE, None)
+
+
+PATHS = st.sampled_from(sorted(FORWARDED))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
+
+
+@given(PATHS, st.sampled_from([JSON, "", "text/plain", "multipart/form-data"]), st.binary(max_size=200))
+@example("/api/chat", JSON, b'{"model":"\xff"}')
+@example("/api/chat", JSON, b'{"model":"\\ud800"}')
+def test_no_bytes_make_it_raise(path: str, kind: str, body: bytes) -> None:
+    assert isinstance(read_ask(path, kind, body), Ask)
+
+
+@given(PATHS, st.binary(max_size=20), st.integers(0, 60))
+def test_no_damaged_body_makes_it_raise(path: str, damage: bytes, at: int) -> None:
+    body = b'{"model":"m","messages":[{"content":"\xc3\xa9"}],"prompt":"p","keep_alive":0}'
+    assert isinstance(read_ask(path, JSON, body[:at] + damage + body[at:]), Ask)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "model": st.text() | SCALARS,
+            "prompt": st.text() | SCALARS,
+            "messages": st.none() | st.lists(VALUES, max_size=2),
+            "keep_alive": st.none() | st.integers(-2, 2) | st.sampled_from(["0", "0s", "5m", "-1"]),
+            "options": VALUES,
+            "images": VALUES,
+        },
+    ),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+    st.data(),
+)
+def test_it_agrees_with_a_plain_reading_of_the_body(
+    fields: dict[str, Any], indent: int | None, ascii_only: bool, data: st.DataObject
+) -> None:
+    names = list(data.draw(st.permutations(list(fields))))
+    text = json.dumps({name: fields[name] for name in names}, indent=indent, ensure_ascii=ascii_only)
+    body = text.encode("utf-8", "surrogatepass")
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        assert read_ask("/api/chat", JSON, body) == HOPELESS
+        return
+    zero = fields.get("keep_alive") in ("0", "0s") or fields.get("keep_alive") == 0
+    idle = Kind.UNLOAD if zero else Kind.LOAD
+    asked = {path: read_ask(path, JSON, body) for path in ("/api/chat", "/api/generate", "/v1/messages")}
+    assert asked == {
+        "/api/chat": Ask(Kind.INFERENCE if fields.get("messages") else idle, model),
+        "/api/generate": Ask(Kind.INFERENCE if fields.get("prompt") else idle, model),
+        "/v1/messages": Ask(Kind.INFERENCE, model),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("llama3", "llama3:latest"),
+        ("llama3:8b", "llama3:8b"),
+        ("user/llama3", "user/llama3:latest"),
+        ("localhost:5000/user/llama3", "localhost:5000/user/llama3:latest"),
+        ("localhost:5000/user/llama3:8b", "localhost:5000/user/llama3:8b"),
+    ],
+)
+def test_a_model_without_a_tag_is_the_latest(name: str, full: str) -> None:
+    assert full_name(name) == full
+    assert full_name(full) == full

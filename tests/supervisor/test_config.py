@@ -1,0 +1,368 @@
+"""Settings: what each value may be, that all faults come at once, and that secrets stay secret."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from supervisor.cli import read_dotenv
+from supervisor.config import (
+    CLIENT_NAMES,
+    MANAGED_BY,
+    MOST_WORKERS,
+    NAMES,
+    RESERVED,
+    RESERVED_PROTECTION,
+    Settings,
+    default_directories,
+    effective,
+    load_settings,
+    workers_text,
+)
+from supervisor.errors import BadConfiguration
+
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
+HOME = {"HOME": "/home/somebody"}
+
+
+def load(**names: str) -> Settings:
+    return load_settings(HOME | names, {})
+
+
+def faults(**names: str) -> list[str]:
+    with pytest.raises(BadConfiguration) as refused:
+        load(**names)
+    return refused.value.faults
+
+
+def field_of(name: str) -> str:
+    return next(field for field, info in Settings.model_fields.items() if info.alias == name)
+
+
+GOOD: list[tuple[str, str, Any]] = [
+    ("GATEWAY_HOST", "0.0.0.0", "0.0.0.0"),
+    ("GATEWAY_HOST", "[::]", "::"),
+    ("GATEWAY_HOST", "gpu-box.local", "gpu-box.local"),
+    ("GATEWAY_PORT", "1", 1),
+    ("GATEWAY_PORT", "65535", 65535),
+    ("OLLAMA_BIN", "/opt/ollama", Path("/opt/ollama")),
+    ("OLLAMA_BIN", "bin/ollama", Path("bin/ollama")),
+    ("OLLAMA_PORT", "11435", 11435),
+    ("OLLAMA_MODELS", "/srv/models", Path("/srv/models")),
+    ("REQUIRED_MODEL", "llama3.2:3b", ("llama3.2:3b",)),
+    ("REQUIRED_MODEL", " a, b:c ,", ("a", "b:c")),
+    ("WORKERS", "auto", None),
+    ("WORKERS", " AUTO ", None),
+    ("WORKERS", "cpu=2", (("cpu", 2),)),
+    ("WORKERS", "gpu:0=1,gpu:GPU-ab12=2, cpu = 1", (("0", 1), ("GPU-ab12", 2), ("cpu", 1))),
+    ("WORKERS", "cpu=0", (("cpu", 0),)),
+    ("WORKER_PORT_BASE", "1024", 1024),
+    ("WORKER_PORT_BASE", "32255", 32255),
+    ("WORKER_SLOTS", "1024", 1024),
+    ("WORKER_ENV", "A=1", (("A", "1"),)),
+    ("WORKER_ENV", "A=1,2,3, B_2=x=y,C=", (("A", "1,2,3"), ("B_2", "x=y"), ("C", ""))),
+    ("QUEUE_SIZE", "0", 0),
+    ("QUEUE_TIMEOUT_S", "0.5", 0.5),
+    ("FIRST_BYTE_TIMEOUT_S", "86400", 86400.0),
+    ("STALL_TIMEOUT_S", "1e2", 100.0),
+    ("MAX_BODY_BYTES", "1024", 1024),
+    ("MAX_BODY_BYTES", "1.5GiB", 3 * 512 * 1024**2),
+    ("DRAIN_TIMEOUT_S", "1", 1.0),
+    ("STOP_TIMEOUT_S", "0.1", 0.1),
+    ("STATE_DIR", "/var/lib/chimera", Path("/var/lib/chimera")),
+    ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
+    ("LOG_LEVEL", " DEBUG ", "debug"),
+    ("LOG_FORMAT", "Json", "json"),
+]
+
+BAD: list[tuple[str, str, str]] = [
+    ("GATEWAY_HOST", "my host", "'my host' is not an address or host name"),
+    ("GATEWAY_PORT", "0", "must be greater than or equal to 1 (it is '0')"),
+    ("GATEWAY_PORT", "65536", "less than or equal to 65535"),
+    ("GATEWAY_PORT", "http", "must be a valid integer"),
+    ("GATEWAY_PORT", "8000.5", "must be a valid integer"),
+    ("GATEWAY_PORT", "11434", "11434 is GATEWAY_PORT too"),
+    ("OLLAMA_PORT", "11600", "lies among the workers' ports (11500 to 12011"),
+    ("OLLAMA_PORT", "-1", "greater than or equal to 1"),
+    ("OLLAMA_MODELS", "~/models", "is not an absolute path"),
+    ("WORKERS", "2", "is not gpu:INDEX=N"),
+    ("WORKERS", "cpu", "is not gpu:INDEX=N"),
+    ("WORKERS", "0=1", "is not gpu:INDEX=N"),
+    ("WORKERS", "gpu:=1", "is not gpu:INDEX=N"),
+    ("WORKERS", "cpu=-1", "is not gpu:INDEX=N"),
+    ("WORKERS", "cpu=1,", "is not gpu:INDEX=N"),
+    ("WORKERS", "auto,cpu=1", "write auto alone"),
+    ("WORKERS", "cpu=257", f"257 workers are asked for; {MOST_WORKERS} is the most"),
+    ("WORKERS", "cpu=200,gpu:0=57", "257 workers are asked for"),
+    ("WORKERS", "cpu=" + "9" * 5000, "is not gpu:INDEX=N"),
+    ("WORKER_PORT_BASE", "1023", "greater than or equal to 1024"),
+    ("WORKER_PORT_BASE", "32256", "less than 32256"),
+    ("WORKER_SLOTS", "0", "greater than or equal to 1"),
+    ("WORKER_SLOTS", "1025", "less than or equal to 1024"),
+    ("WORKER_ENV", "A", "part 1 is not NAME=VALUE"),
+    ("WORKER_ENV", "A=1,B=2,OLLAMA_HOST=x", "OLLAMA_HOST is set by Chimera for each worker; what decides it: WORKER_"),
+    ("QUEUE_SIZE", "-1", "greater than or equal to 0"),
+    ("QUEUE_TIMEOUT_S", "0", "greater than 0"),
+    ("QUEUE_TIMEOUT_S", "nan", "finite number"),
+    ("QUEUE_TIMEOUT_S", "inf", "finite number"),
+    ("FIRST_BYTE_TIMEOUT_S", "86401", "less than or equal to 86400"),
+    ("STALL_TIMEOUT_S", "2 min", "valid number"),
+    ("MAX_BODY_BYTES", "1023", "greater than or equal to 1024"),
+    ("MAX_BODY_BYTES", "lots", "could not parse value and unit from byte string"),
+    ("DRAIN_TIMEOUT_S", "-5", "greater than 0"),
+    ("STOP_TIMEOUT_S", "ten", "valid number"),
+    ("ADMIN_TOKEN", " padded", "must be printable ASCII characters, with no space at either end"),
+    ("ADMIN_TOKEN", "pässwort", "must be printable ASCII characters, with no space at either end"),
+    ("STATE_DIR", "state", "'state' is not an absolute path"),
+    ("STATE_DIR", "/a\0b", "has a NUL character"),
+    ("LOG_DIR", "./logs", "is not an absolute path"),
+    ("LOG_LEVEL", "verbose", "must be 'debug', 'info', 'warning' or 'error' (it is 'verbose')"),
+    ("LOG_FORMAT", "xml", "must be 'auto', 'console' or 'json'"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_good_values_are_read(name: str, text: str, value: object) -> None:
+    assert getattr(load(**{name: text}), field_of(name)) == value
+
+
+@pytest.mark.parametrize(("name", "text", "fault"), BAD, ids=[f"{name}={text[:20]!r}" for name, text, _ in BAD])
+def test_bad_values_are_refused_in_one_line_that_names_the_setting(name: str, text: str, fault: str) -> None:
+    found = faults(**{name: text})
+    assert len(found) == 1
+    assert "\n" not in found[0]
+    blamed = "OLLAMA_PORT" if fault.startswith("11434 is") else name
+    assert found[0].startswith(f"{blamed}: ")
+    assert fault in found[0]
+
+
+def test_the_tables_have_every_setting() -> None:
+    assert {name for name, _, _ in GOOD} == NAMES - {"ADMIN_TOKEN"}
+    anything = {"OLLAMA_BIN", "REQUIRED_MODEL"}  # whether they are right shows when they are used
+    assert {name for name, _, _ in BAD} == NAMES - anything
+
+
+def test_all_faults_are_told_at_once_each_with_its_setting() -> None:
+    bad = {name: text for name, text, _ in BAD if name not in ("GATEWAY_PORT", "OLLAMA_PORT", "WORKER_PORT_BASE")}
+    found = faults(**bad, GATEWAY_PORT="0", OLLAMA_PORT="x", WORKER_PORT_BASE="1")
+    assert {fault.split(":")[0] for fault in found} == {name for name, _, _ in BAD}
+    assert len(found) == len({name for name, _, _ in BAD})
+
+
+def test_faults_of_the_file_come_with_those_of_the_values() -> None:
+    with pytest.raises(BadConfiguration) as refused:
+        load_settings(
+            HOME, {"GATEWAY_PROT": "1", "OLLAMA_FLASH_ATTENTION": "1", "QUUX": "1", "QUEUE_SIZE": "x"}, ("line",)
+        )
+    assert refused.value.faults[0] == "line"
+    assert "GATEWAY_PROT: not a setting; did you mean GATEWAY_PORT?" in refused.value.faults
+    assert (
+        "OLLAMA_FLASH_ATTENTION: not a setting; for a worker's variable write WORKER_ENV=OLLAMA_FLASH_ATTENTION=…"
+        in refused.value.faults
+    )
+    assert "QUUX: not a setting; see .env.example for the names there are" in refused.value.faults
+    assert refused.value.faults[-1].startswith("QUEUE_SIZE: ")
+
+
+def test_the_environment_overrides_the_file_and_an_empty_value_is_none() -> None:
+    file = {"GATEWAY_PORT": "1111", "QUEUE_SIZE": "7", "WORKER_SLOTS": ""}
+    settings = load_settings(HOME | {"GATEWAY_PORT": "2222", "QUEUE_SIZE": ""}, file)
+    assert (settings.gateway_port, settings.queue_size, settings.worker_slots) == (2222, 7, 4)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_what_is_kept_for_later_is_refused_where_somebody_relies_on_it(name: str) -> None:
+    with pytest.raises(BadConfiguration) as refused:
+        load_settings(HOME, {name: "yes"})
+    assert refused.value.faults == [f"{name}: this version of Chimera does not do that yet; remove it"]
+    load_settings(HOME, {name: "off"})
+    load_settings(HOME, {name: ""})
+    if name in RESERVED_PROTECTION:
+        assert faults(**{name: "/etc/x"}) == refused.value.faults
+    else:
+        load(**{name: "another program's"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "logs"),
+    [
+        ({"HOME": "/h"}, "/h/.local/state/chimera", "/h/.local/state/chimera/logs"),
+        ({}, "/root/.local/state/chimera", "/root/.local/state/chimera/logs"),
+        ({"XDG_STATE_HOME": "/x"}, "/x/chimera", "/x/chimera/logs"),
+        ({"HOME": "/h", "XDG_STATE_HOME": "not/absolute"}, "/h/.local/state/chimera", "/h/.local/state/chimera/logs"),
+        ({"STATE_DIRECTORY": "/var/lib/c:/b", "LOGS_DIRECTORY": "/var/log/c"}, "/var/lib/c", "/var/log/c"),
+        ({"STATE_DIR": "/s"}, "/s", "/s/logs"),
+        ({"STATE_DIR": "/s", "LOGS_DIRECTORY": "/var/log/c"}, "/s", "/var/log/c"),
+        ({"STATE_DIR": "/s", "LOG_DIR": "/l"}, "/s", "/l"),
+    ],
+)
+def test_directories_have_the_places_that_fit_how_chimera_runs(environ: dict[str, str], state: str, logs: str) -> None:
+    settings = load_settings(environ, {})
+    assert (str(settings.state_dir), str(settings.log_dir)) == (state, logs)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::7", "http://[fd00::7]:8000"),
+        ("box", "http://box:8000"),
+    ],
+)
+def test_the_gateways_url_is_one_that_a_client_here_can_use(host: str, url: str) -> None:
+    assert load(GATEWAY_HOST=host).gateway_url == url
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2-do-not-tell"
+
+
+@pytest.mark.parametrize(
+    "worker_env",
+    [
+        SECRET,
+        f"1KEY={SECRET}",
+        f"A=1,9B={SECRET},OLLAMA_HOST={SECRET}",
+        f"={SECRET}",
+        f"API-KEY={SECRET}",
+        f"OLLAMA_HOST={SECRET}",
+    ],
+)
+def test_a_fault_never_repeats_what_may_be_a_secret(worker_env: str) -> None:
+    for fault in faults(WORKER_ENV=worker_env, ADMIN_TOKEN=f"{SECRET} "):
+        assert SECRET not in fault
+
+
+@pytest.mark.parametrize(
+    "name", ["API_KEY", "hf_token", "MY_SECRET", "DB_PASSWORD", "PASSPHRASE", "AWS_CREDENTIALS", "BASIC_AUTH"]
+)
+def test_the_effective_settings_hide_secrets(name: str) -> None:
+    shown = effective(load(ADMIN_TOKEN=SECRET, WORKER_ENV=f"{name}={SECRET},OLLAMA_DEBUG=1"))
+    assert SECRET not in repr(shown)
+    assert shown["ADMIN_TOKEN"] == "(set, hidden)"
+    assert shown["WORKER_ENV"] == f"{name}=(hidden),OLLAMA_DEBUG=1"
+
+
+def test_the_effective_settings_hide_a_password_in_a_url() -> None:
+    shown = effective(load(WORKER_ENV=f"HTTPS_PROXY=http://me:{SECRET}@proxy:1"))
+    assert shown["WORKER_ENV"] == "HTTPS_PROXY=(hidden)"
+
+
+@pytest.mark.parametrize("token", ["x", "correct horse", "!~", "a" * 500])
+def test_a_token_is_what_a_header_can_carry(token: str) -> None:
+    secret = load(ADMIN_TOKEN=token).admin_token
+    assert secret is not None
+    assert secret.get_secret_value() == token
+
+
+def test_a_secret_is_in_no_form_of_the_settings() -> None:
+    assert SECRET not in repr(load(ADMIN_TOKEN=SECRET))
+
+
+def test_the_effective_settings_have_every_name_and_read_back_as_the_same() -> None:
+    settings = load(
+        WORKERS="gpu:0=1,cpu=2", WORKER_ENV="A=1,B=2", REQUIRED_MODEL="a,b:c", QUEUE_TIMEOUT_S="0.25", OLLAMA_BIN="/o"
+    )
+    assert effective(settings).keys() == NAMES
+    assert load_settings(effective(settings), {}) == settings
+    assert load_settings(effective(load()), {}) == load()
+
+
+# -- properties ------------------------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=40) | st.from_regex(r"[0-9a-z:=,./ \-]{0,20}", fullmatch=True)
+ANY_NAME = st.sampled_from(sorted(NAMES | RESERVED | CLIENT_NAMES | {"HOME", "XDG_STATE_HOME", "STATE_DIRECTORY"}))
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(ANY_NAME, TEXT, max_size=8), st.dictionaries(ANY_NAME | TEXT, TEXT | st.none(), max_size=8))
+@example({"GATEWAY_PORT": "８０００"}, {})
+@example({"WORKERS": "gpu:٣=1"}, {"GATEWAY_PORT": "1_000"})
+@example({"OLLAMA_MODELS": "/\ud800"}, {})
+def test_no_text_does_more_than_bad_configuration(environ: dict[str, str], dotenv: dict[str, str | None]) -> None:
+    told: list[str] = []
+    try:
+        loaded = load_settings(environ, dotenv)
+    except BadConfiguration as error:
+        told = error.faults or ["no fault was told"]
+    else:
+        assert effective(loaded).keys() == NAMES
+    assert [fault for fault in told if not fault.isprintable() or fault == "no fault was told"] == []
+
+
+@given(TEXT)
+def test_no_worker_env_leaks_in_its_faults(text: str) -> None:
+    told = ""
+    try:
+        load(WORKER_ENV=f"{text}{SECRET}")
+    except BadConfiguration as error:
+        told = str(error)
+    assert SECRET not in told
+
+
+PLACES = st.one_of(st.just("cpu"), st.integers(0, 99).map(str), st.from_regex(r"GPU-[0-9a-f]{1,12}", fullmatch=True))
+
+
+@given(st.lists(st.tuples(PLACES, st.integers(0, 9)), min_size=1, max_size=20))
+def test_workers_as_text_reads_back_as_the_same_fleet(workers: list[tuple[str, int]]) -> None:
+    text = workers_text(tuple(workers))
+    assert load(WORKERS=text).workers == tuple(workers)
+
+
+def test_workers_text_of_auto_is_auto() -> None:
+    assert workers_text(None) == "auto"
+    assert workers_text((("CPU", 1),)) == "cpu=1"
+
+
+# -- .env.example ----------------------------------------------------------------------------------------------------
+
+
+def examples() -> list[tuple[str, str]]:
+    """The settings as `.env.example` has them, commented out."""
+    return re.findall(r"^# ([A-Z][A-Z_]+)=(.*)$", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_example_documents_every_setting_and_no_other() -> None:
+    assert {name for name, _ in examples()} == NAMES | CLIENT_NAMES
+    kept = set(re.findall(r"[A-Z_]{5,}", EXAMPLE.read_text(encoding="utf-8").split("Kept for later")[1]))
+    assert kept == RESERVED
+
+
+def test_the_example_as_it_is_sets_nothing() -> None:
+    assert read_dotenv(EXAMPLE) == ({}, ())
+
+
+UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR"}
+
+
+@pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
+def test_each_example_can_be_uncommented_and_shows_the_default_where_there_is_one(name: str, text: str) -> None:
+    settings = load_settings(HOME, {name: text})
+    if name not in UNSET and (name, text) != ("WORKERS", "gpu:0=1,gpu:GPU-ab12=2,cpu=1"):
+        assert getattr(settings, field_of(name)) == getattr(load(), field_of(name))
+    elif name in UNSET:
+        before = re.split(rf"^# {name}=", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]
+        assert name == "WORKER_ENV" or "nset" in before.rsplit("\n\n", 1)[1] or name in ("REQUIRED_MODEL", "LOG_DIR")
+
+
+def test_all_examples_together_are_a_good_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("".join(f"{name}={text}\n" for name, text in examples()), encoding="utf-8")
+    values, wrong = read_dotenv(file)
+    assert wrong == ()
+    load_settings(HOME, values)
+
+
+def test_default_directories_are_absolute_whatever_the_environment_says() -> None:
+    assert all(path.startswith("/") for path in default_directories({"HOME": "", "XDG_STATE_HOME": "x"}).values())
+
+
+def test_what_chimera_manages_cannot_be_contradicted() -> None:
+    for name in MANAGED_BY:
+        assert faults(WORKER_ENV=f"{name}=1")[0].startswith(f"WORKER_ENV: {name} is set by Chimera")

@@ -1,0 +1,215 @@
+"""Required models are brought in through the primary: there already, pulled, or created from a recipe."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from supervisor import restart, store
+from supervisor.errors import ModelUnavailable
+from supervisor.events import EventLog
+from supervisor.probe import Prober
+from supervisor.store import ModelStore, full_name
+from tests.fakes.fake_ollama import add_model, write_control
+from tests.fakes.house import fake_environ
+from tests.fakes.serving import FAKE_OLLAMA, Fake, free_port, serving
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(restart, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setenv("PATH", fake_environ(tmp_path)["PATH"])
+
+
+class Kept:
+    """A store and the primary that it talks to."""
+
+    def __init__(self, fake: Fake, it: ModelStore, prober: Prober, events: EventLog) -> None:
+        self.fake, self.store, self.prober, self.events = fake, it, prober, events
+        self.port = int(fake.url.rsplit(":", 1)[1])
+
+    async def keep(self, *models: str) -> None:
+        with trio.fail_after(10):
+            await self.store.keep(models, lambda: 0.5)
+
+    def happened(self) -> list[str]:
+        return [str(event["event"]) for event in self.events.newest()]
+
+    async def stored(self) -> frozenset[str] | None:
+        return await self.prober.stored(self.port)
+
+
+@asynccontextmanager
+async def kept(
+    tmp_path: Path, recipes: dict[str, Path] | None = None, ollama: Path = FAKE_OLLAMA
+) -> AsyncIterator[Kept]:
+    prober, events = Prober(), EventLog()
+    with serving(tmp_path, model="there") as fake:
+        port = int(fake.url.rsplit(":", 1)[1])
+        yield Kept(fake, ModelStore(prober, port, ollama, recipes or {}, events), prober, events)
+    await prober.aclose()
+
+
+@pytest.mark.parametrize(
+    ("model", "full"),
+    [
+        ("llama3", "llama3:latest"),
+        ("llama3:8b", "llama3:8b"),
+        ("hf.co/a/b", "hf.co/a/b:latest"),
+        ("host:5000/a/b", "host:5000/a/b:latest"),
+        ("host:5000/a/b:q4", "host:5000/a/b:q4"),
+    ],
+)
+def test_a_name_without_a_tag_is_latest(model: str, full: str) -> None:
+    assert full_name(model) == full
+
+
+async def test_a_model_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        await it.keep("there")
+        assert it.happened() == []
+        with trio.fail_after(1):
+            await it.store.wait_present()
+
+
+async def test_no_required_model_is_present_at_once(tmp_path: Path) -> None:
+    it = ModelStore(Prober(), 1, FAKE_OLLAMA, {}, EventLog())
+    await it.keep((), lambda: 0.5)
+    with trio.fail_after(1):
+        await it.wait_present()
+
+
+async def test_missing_models_are_pulled(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        await it.keep("new", "there", "other:1b")
+        assert await it.stored() == frozenset({"there:latest", "new:latest", "other:1b"})
+        assert it.happened() == ["model_missing", "model_present"] * 2
+        assert (it.store.problem, it.store.progress) == (None, None)
+
+
+async def test_a_pull_shows_how_far_it_is(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_s=0.5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.keep, "new")
+            with trio.fail_after(5):
+                while "50 %" not in (it.store.progress or ""):
+                    await trio.sleep(0.01)
+            assert it.store.progress is not None
+            assert it.store.progress.startswith("pulling new:latest: pulling ")
+            nursery.cancel_scope.cancel()
+        assert "new:latest" not in (await it.stored() or ())
+
+
+async def test_a_pull_that_fails_is_tried_again_until_it_works(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_error="no route to the registry")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.keep, "new")
+            with trio.fail_after(5):
+                while it.happened().count("model_unavailable") < 2:
+                    await trio.sleep(0.005)
+            problem = it.store.problem or ""
+            assert problem.startswith("new:latest cannot be pulled: no route to the registry; next try in")
+            it.fake.behaves()
+            with trio.fail_after(5):
+                await it.store.wait_present()
+        assert it.store.problem is None
+        assert "new:latest" in (await it.stored() or ())
+        first, second, *_ = (e for e in it.events.newest() if e["event"] == "model_unavailable")
+        assert second["retry_in_s"] >= first["retry_in_s"]
+
+
+async def test_a_primary_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+    port, events = free_port(), EventLog()
+    it = ModelStore(Prober(), port, FAKE_OLLAMA, {}, events)
+    with trio.move_on_after(0.3):
+        await it.keep(("m",), lambda: 0.5)
+    assert it.problem is not None
+    assert it.problem.startswith("the primary does not answer /api/tags")
+    with trio.move_on_after(0.05) as waiting:
+        await it.wait_present()
+    assert waiting.cancelled_caught
+
+
+async def test_a_model_with_a_recipe_is_created(tmp_path: Path) -> None:
+    recipe = tmp_path / "Modelfile"
+    recipe.write_text("FROM ./model.gguf\n")
+    async with kept(tmp_path, {"made": recipe}) as it:
+        await it.keep("made")
+        assert "made:latest" in (await it.stored() or ())
+        assert it.events.newest()[0]["bring_in"] == "create"
+
+
+async def test_a_recipe_that_fails_says_ollamas_last_words(tmp_path: Path) -> None:
+    recipe = tmp_path / "Modelfile"
+    recipe.write_text("nothing\n")
+    async with kept(tmp_path, {"made": recipe}) as it:
+        with pytest.raises(ModelUnavailable, match=r"^made:latest cannot be created: Error: no FROM line$"):
+            await it.store._ensure("made:latest")
+
+
+async def test_an_ollama_that_cannot_be_run_is_a_reason_and_no_crash(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    async with kept(tmp_path, {"made": tmp_path}, ollama=gone) as it:
+        with pytest.raises(ModelUnavailable, match=f"^made:latest cannot be created: {gone}: No such file"):
+            await it.store._ensure("made:latest")
+
+
+async def test_a_create_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CREATE_TIMEOUT_S", 0.1)
+    hung = tmp_path / "hung"
+    hung.write_text("#!/bin/sh\nexec sleep 60\n")
+    hung.chmod(0o755)
+    async with kept(tmp_path, {"made": tmp_path}, ollama=hung) as it:
+        with trio.fail_after(5), pytest.raises(ModelUnavailable, match=r"was not created within 0.1 s$"):
+            await it.store._ensure("made:latest")
+
+
+def chunked(lines: Sequence[bytes]) -> bytes:
+    body = b"\n".join(lines) + b"\n"
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([b"<html>"], "the primary said '<html>'"),
+        ([b"null"], "the primary said 'null'"),
+        ([b"[1]"], r"the primary said '\[1\]'"),
+        ([b'{"status":"pulling"}'], "the answer ended with 'pulling'"),
+        ([b""], "the answer ended with None"),
+        ([b'{"error":{"code":5}}'], "{'code': 5}"),
+    ],
+)
+async def test_a_pull_with_an_odd_answer_is_a_reason_and_no_crash(
+    tmp_path: Path, lines: list[bytes], reason: str
+) -> None:
+    async def talk(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(65536)
+            await stream.send_all(chunked(lines))
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, talk, 0, host="127.0.0.1"))
+        it = ModelStore(Prober(), listeners[0].socket.getsockname()[1], FAKE_OLLAMA, {}, EventLog())
+        with trio.fail_after(5), pytest.raises(ModelUnavailable, match=f"^m cannot be pulled: .*{reason}"):
+            await it._pull("m")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_pull_that_falls_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PULL_SILENCE_S", 0.1)
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_s=60)
+        with trio.fail_after(5), pytest.raises(ModelUnavailable, match=r"^m cannot be pulled: ReadTimeout$"):
+            await it.store._pull("m")
+
+
+def test_the_fakes_store_is_the_tests_own(tmp_path: Path) -> None:
+    add_model(tmp_path, "x")
+    write_control(tmp_path / "control.json")
+    assert (tmp_path / "fake-models").is_dir()

@@ -1,0 +1,98 @@
+"""The wanted fleet on disk outlives a restart, and no bad file ever costs a start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from supervisor import wanted
+from supervisor.placement import CPU, Placement
+from supervisor.wanted import WantedFile
+from supervisor.worker import WorkerSpec
+
+FLEET = [WorkerSpec("w1", CPU, 4), WorkerSpec("w3", Placement("GPU-aaaa"), 1)]
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    WantedFile(tmp_path, "auto").save(FLEET, 3)
+    assert WantedFile(tmp_path, "auto").load() == (FLEET, 3)
+    assert names(tmp_path) == ["fleet.json"]
+
+
+def test_an_empty_fleet_is_a_fleet(tmp_path: Path) -> None:
+    WantedFile(tmp_path, "auto").save([], 7)
+    assert WantedFile(tmp_path, "auto").load() == ([], 7)
+
+
+def test_nothing_saved_is_none(tmp_path: Path) -> None:
+    assert WantedFile(tmp_path, "auto").load() is None
+    assert names(tmp_path) == []
+
+
+def test_a_changed_workers_setting_is_a_newer_wish(tmp_path: Path) -> None:
+    WantedFile(tmp_path, "auto").save(FLEET, 3)
+    assert WantedFile(tmp_path, "cpu=1").load() is None
+    assert WantedFile(tmp_path, "auto").load() == (FLEET, 3)
+
+
+BROKEN = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b'{"workers_setting": "auto", "next_number": 1}',
+    b'{"workers_setting": "auto", "next_number": "x", "workers": []}',
+    b'{"workers_setting": "auto", "next_number": 1, "workers": [{"id": "w1"}]}',
+    b'{"workers_setting": "auto", "next_number": 1, "workers": [{"id": "w1", "placement": 5, "slots": 1}]}',
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_file_that_cannot_be_read_is_set_aside_and_never_fatal(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "fleet.json").write_bytes(content)
+    assert WantedFile(tmp_path, "auto").load() is None
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("fleet.json.unreadable-")
+    assert kept.read_bytes() == content
+    WantedFile(tmp_path, "auto").save(FLEET, 3)
+    assert WantedFile(tmp_path, "auto").load() == (FLEET, 3)
+
+
+def test_a_directory_in_its_place_is_set_aside_too(tmp_path: Path) -> None:
+    (tmp_path / "fleet.json").mkdir()
+    assert WantedFile(tmp_path, "auto").load() is None
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wanted.os, "fsync", no_space)  # type: ignore[attr-defined]  # the module's own import
+        yield
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, full_disk: None) -> None:
+    file = WantedFile(tmp_path, "auto")
+    (tmp_path / "fleet.json").write_text('{"workers_setting":"auto","next_number":2,"workers":[]}')
+    with pytest.raises(OSError, match="No space left"):
+        file.save(FLEET, 3)
+    assert file.load() == ([], 2)
+    assert names(tmp_path) == ["fleet.json"]
+
+
+SPECS = st.builds(WorkerSpec, st.text(max_size=9), st.text(max_size=9).map(Placement), st.integers(1, 1024))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.lists(SPECS, max_size=5), st.integers(0, 10**9), st.text(max_size=20))
+def test_any_fleet_reads_back_as_it_was(tmp_path: Path, specs: list[WorkerSpec], number: int, setting: str) -> None:
+    WantedFile(tmp_path, setting).save(specs, number)
+    assert WantedFile(tmp_path, setting).load() == (specs, number)
