@@ -33,13 +33,14 @@ test-gateway: setup-run ## Spawn workers, fire requests at once, show queueing a
 
 test: setup-dev ## Everything needed, then the whole test suite, real Ollama included
 	@$(BIN)/python scripts/embedded.py install --force
-	@$(BIN)/pytest
+	@$(BIN)/pytest -q -n 4 -m "not system"
+	@$(BIN)/pytest -m system
 
 check: setup-dev ## Format, lint, types, unit tests: under a minute
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q -m "not system"
+	@$(BIN)/pytest -q -n 4 -m "not system"
 
 format: setup-dev ## Format the code and fix what lint can fix
 	@$(BIN)/ruff format --quiet .
