@@ -27,7 +27,15 @@ class Waiting(Ticket):
 class Admission:
     """Gives leases, one `with` block each. To the supervisor it is the `Leases` that it tells about workers."""
 
-    def __init__(self, queue_size: int, queue_timeout_s: float, random_unit: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        queue_size: int,
+        queue_timeout_s: float,
+        random_unit: Callable[[], float],
+        port_lost: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`port_lost` is told the port of each worker that is lost: connections to it are of no more use."""
+        self._port_lost = port_lost
         self.queue_timeout_s = queue_timeout_s
         self.dispatcher = Dispatcher(queue_size, random_unit)
         self._tickets: set[Waiting] = set()
@@ -91,8 +99,10 @@ class Admission:
 
     def worker_lost(self, worker_id: str) -> None:
         """Give no more leases to a worker; those it has are void."""
-        self.dispatcher.worker_lost(worker_id)
+        worker = self.dispatcher.worker_lost(worker_id)
         self._note_drained(worker_id)
+        if worker is not None:
+            self._port_lost(worker.port)
 
     def cordon(self, worker_id: str) -> None:
         """Give no new lease to a worker."""

@@ -130,9 +130,9 @@ class Dispatcher:
         self._workers[worker_id] = WorkerSlots(worker_id, self._generation, port, slots, models, cordoned)
         return self._grant()
 
-    def worker_lost(self, worker_id: str) -> None:
-        """Forget a worker and its leases."""
-        self._workers.pop(worker_id, None)
+    def worker_lost(self, worker_id: str) -> WorkerSlots | None:
+        """Forget a worker and its leases. Returns what it was."""
+        return self._workers.pop(worker_id, None)
 
     def cordon(self, worker_id: str) -> None:
         """Give no new lease to a worker."""

@@ -29,10 +29,12 @@ from gateway.errors import (
 )
 from gateway.headers import Headers, framing_of, request_headers, response_headers, value_of
 from gateway.metrics import Metrics
-from gateway.ollama import Ask, full_name
+from gateway.ollama import TAIL_BYTES, Ask, full_name, tokens_of
 from gateway.upstream import Answer, Upstream
 
 log = structlog.get_logger("gateway")
+
+PRIMARY = "primary"
 
 # Each worker is tried once per life; this bounds a request that meets nothing but dying workers.
 MOST_ATTEMPTS = 5
@@ -137,10 +139,10 @@ class Exchange:
             framing = framing_of(request.headers)
         headers = request_headers(request.headers, port=port, request_id=request.id, framing=framing)
         request.attempts += 1
-        request.worker_id = "primary"
+        request.worker_id = PRIMARY
         try:
             async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
-                await self._relay(request, answer, reply, own=self._own_headers(request, "primary"))
+                await self._relay(request, answer, reply, own=self._own_headers(request, PRIMARY))
         except (ConnectFailed, WorkerLost) as fault:
             if reply.started:
                 raise
@@ -149,12 +151,13 @@ class Exchange:
     async def _relay(self, request: Request, answer: Answer, reply: Reply, own: Headers) -> None:
         """Pass an answer on as it comes. The head waits for the first bytes: until then another worker may answer."""
         chunk = await answer.read()
-        self.metrics.first_byte(trio.current_time() - request.arrived)
+        if request.worker_id != PRIMARY:
+            self.metrics.first_byte(trio.current_time() - request.arrived)
         await reply.start(answer.status, [*response_headers(answer.headers), *own])
-        last = b"\n"
+        last = before = b""
         try:
             while chunk:
-                last = chunk
+                before, last = last, chunk
                 await reply.write(chunk)
                 chunk = await answer.read()
         except (WorkerLost, Stalled) as fault:
@@ -162,6 +165,8 @@ class Exchange:
             self.metrics.broken()
             await _end_broken(request, answer, reply, fault, last)
             return
+        if request.worker_id != PRIMARY:
+            self.metrics.tokens(*tokens_of(before + last if len(last) < TAIL_BYTES else last))
         await reply.end()
 
     def _own_headers(self, request: Request, worker_id: str) -> Headers:
@@ -185,7 +190,7 @@ async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fau
     if not lines or value_of(headers, b"content-length") is not None:
         await reply.abort()
         return
-    mid_line = not last.endswith(b"\n\n" if sse else b"\n")  # an event ends with an empty line
+    mid_line = bool(last) and not last.endswith(b"\n\n" if sse else b"\n")  # an event ends with an empty line
     sentence = (
         "the worker fell silent within its answer"
         if isinstance(fault, Stalled)

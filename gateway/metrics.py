@@ -25,6 +25,7 @@ class Metrics:
         )
         self._retries = Counter("chimera_retries_total", "Requests given to another worker", **common)
         self._broken = Counter("chimera_broken_answers_total", "Answers that ended before they were complete", **common)
+        self._tokens = Counter("chimera_tokens_total", "Tokens that the workers counted", ["kind"], **common)
         self._queue = Gauge("chimera_queue_depth", "Tickets waiting for a slot", **common)
         self._up = Gauge(
             "chimera_worker_up", "1 while the worker may be given leases", ["worker", "placement"], **common
@@ -55,6 +56,11 @@ class Metrics:
     def first_byte(self, seconds: float) -> None:
         """An answer began."""
         self._ttft.observe(seconds)
+
+    def tokens(self, prompt: int, answer: int) -> None:
+        """Count the tokens of one answer."""
+        self._tokens.labels("prompt").inc(prompt)
+        self._tokens.labels("answer").inc(answer)
 
     def retried(self) -> None:
         """A request is given to another worker."""

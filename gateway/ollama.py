@@ -1,6 +1,7 @@
 """Ollama's API as data: which path who answers, and what a body asks for. Pure."""
 
 import json
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -138,6 +139,23 @@ def _is_zero(keep_alive: object) -> bool:
     if isinstance(keep_alive, int | float):
         return keep_alive == 0
     return isinstance(keep_alive, str) and keep_alive.strip().rstrip("hmsuµn") in ("0", "0.0")
+
+
+# At the end of an answer, where Ollama and the OpenAI form say how many tokens there were.
+_PROMPT_TOKENS = re.compile(rb'"(?:prompt_eval_count|prompt_tokens|input_tokens)": ?(\d{1,9})')
+_ANSWER_TOKENS = re.compile(rb'"(?:eval_count|completion_tokens|output_tokens)": ?(\d{1,9})')
+TAIL_BYTES = 1024
+
+
+def tokens_of(tail: bytes) -> tuple[int, int]:
+    """Return how many tokens an answer says it took and gave; nought where it does not say.
+
+    `tail` is the end of its body, at least TAIL_BYTES of it: counts are searched, once an answer, and nothing is
+    parsed.
+    """
+    end = tail[-TAIL_BYTES:]
+    prompt, answer = _PROMPT_TOKENS.search(end), _ANSWER_TOKENS.search(end)
+    return int(prompt[1]) if prompt else 0, int(answer[1]) if answer else 0
 
 
 def full_name(model: str) -> str:

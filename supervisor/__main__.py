@@ -143,8 +143,8 @@ async def _run_all(
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
     events, prober, meter, metrics = EventLog(), Prober(), UsageMeter(), Metrics()
-    admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random)
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
+    admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget)
     recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
     store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
     gpus = _Gpus(GpuReading((), None, None))

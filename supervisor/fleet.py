@@ -6,7 +6,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from supervisor.config import MOST_WORKERS
+from supervisor.config import MOST_WORKERS, WORKER_PORTS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.gpu import Gpu
 from supervisor.lifecycle import State
@@ -155,7 +155,10 @@ class Fleet:
 
     def _launch(self, spec: WorkerSpec) -> Worker:
         assert self._nursery is not None, "the fleet is not running"  # noqa: S101 - a bug of ours, not of a caller's
-        worker = self.workers[spec.id] = Worker(spec, self._house)
+        # its number chooses its port while that is free, so that ports stand in the order of the workers
+        number = int(spec.id[1:]) if spec.id[1:].isdecimal() else 1
+        port = self._house.settings.worker_port_base + (number - 1) % WORKER_PORTS
+        worker = self.workers[spec.id] = Worker(spec, self._house, port=port)
         self._nursery.start_soon(self._own, worker, name=f"worker {spec.id}")
         return worker
 

@@ -32,6 +32,7 @@ def status(url: str, fleet: Row, gpus_answer: Row) -> RenderableType:
     parts: list[RenderableType] = [head]
     if fleet["instances"]:
         parts.append(_workers(fleet["instances"]))
+        parts += [Text(f"{row['id']}: {trouble}") for row in fleet["instances"] if (trouble := _trouble(row))]
     parts.append(gpus(gpus_answer))
     return Group(*parts)
 
@@ -42,18 +43,16 @@ def _primary(row: Row) -> str:
 
 def _workers(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = ("port", "slots", "up", "restarts", "memory", "cpu")
-    for name in ("worker", "state", "on", "port", "slots", "models", "up", "restarts", "memory", "cpu"):
-        table.add_column(name, justify="right" if name in numbers else "left",
-                         overflow="fold", no_wrap=name in ("worker", "state"))  # fmt: skip
-    table.add_column("what is wrong", overflow="fold")
+    for name in ("worker", "state", "on", "port", "slots", "up", "restarts", "memory", "cpu"):
+        table.add_column(name, justify="left" if name in ("worker", "state", "on") else "right", no_wrap=True)
+    table.add_column("models", overflow="fold")
     for row in rows:
         gpu = row["gpu"]
         on = "cpu" if gpu is None else f"GPU {gpu['index']}" if gpu["index"] is not None else row["placement"][:12]
         table.add_row(
             row["id"], Text(row["state"], _STYLES.get(row["state"], "")), on, str(row["port"] or ""),
-            f"{row['inflight']}/{row['slots']}", Text(" ".join(row["models"])), _duration(row["uptime_s"]),
-            str(row["restarts"]), _bytes(row["rss_bytes"]), f"{row['cpu_percent']:.0f} %", Text(_trouble(row)),
+            f"{row['inflight']}/{row['slots']}", _duration(row["uptime_s"]), str(row["restarts"]),
+            _bytes(row["rss_bytes"]), f"{row['cpu_percent']:.0f} %", Text(" ".join(row["models"])),
         )  # fmt: skip
     return table
 

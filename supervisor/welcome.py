@@ -33,7 +33,7 @@ def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
     for row in rows:
         place = f"GPU {row['gpu']['index']} {row['gpu']['name']}" if row["gpu"] else "CPU"
         how = " ".join(row["models"]) if row["state"] in READY else f"({row['state']})"
-        lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots {how}".rstrip())
+        lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots{', ' if how else ''}{how}")
     if not rows:
         lines.append("  the saved fleet is empty; add a worker with: chimera spawn")
     if ollama.embedded:

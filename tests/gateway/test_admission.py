@@ -325,3 +325,12 @@ def test_whatever_happens_nothing_is_left(
         await admission.wait_all_drained()
 
     trio.run(play, clock=MockClock(autojump_threshold=0))
+
+
+async def test_a_lost_workers_port_is_told_to_whoever_has_connections_there() -> None:
+    lost: list[int] = []
+    admission = Admission(4, 300.0, lambda: 0.5, lost.append)
+    admission.worker_ready("w1", port=11500, slots=1, models=frozenset(), cordoned=False)
+    admission.worker_lost("w1")
+    admission.worker_lost("w1")
+    assert lost == [11500]

@@ -52,6 +52,7 @@ def test_what_happened_is_counted() -> None:
     metrics.first_byte(3.0)
     metrics.retried()
     metrics.broken()
+    metrics.tokens(132, 5)
     assert {
         'chimera_requests_total{route="/api/chat",status="200"} 2.0',
         'chimera_queue_wait_seconds_bucket{le="0.025"} 1.0',
@@ -59,6 +60,8 @@ def test_what_happened_is_counted() -> None:
         "chimera_ttft_seconds_sum 3.0",
         "chimera_retries_total 1.0",
         "chimera_broken_answers_total 1.0",
+        'chimera_tokens_total{kind="prompt"} 132.0',
+        'chimera_tokens_total{kind="answer"} 5.0',
     } <= set(lines(metrics.render(0, [], [])))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask
+from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask, tokens_of
 
 JSON = "application/json"
 HOPELESS = Ask(Kind.HOPELESS, None)
@@ -185,3 +185,20 @@ def test_it_agrees_with_a_plain_reading_of_the_body(
 def test_a_model_without_a_tag_is_the_latest(name: str, full: str) -> None:
     assert full_name(name) == full
     assert full_name(full) == full
+
+
+@pytest.mark.parametrize(
+    ("tail", "counts"),
+    [
+        (b'{"done":true,"context":[1,2],"prompt_eval_count":132,"eval_count":5,"eval_duration":9}\n', (132, 5)),
+        (b'{"done":true,"eval_count":5}\n', (0, 5)),  # the whole prompt was cached
+        (b'{"object":"chat.completion","usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9}}', (7, 2)),
+        (b'data: {"usage": {"input_tokens": 3, "output_tokens": 4}}\n\n', (3, 4)),
+        (b'{"embeddings":[[0.1]],"prompt_eval_count":6}', (6, 0)),
+        (b'{"error":"no"}', (0, 0)),
+        (b"", (0, 0)),
+        (b'"eval_count":' + b"9" * 30, (0, 999_999_999)),
+    ],
+)
+def test_an_answers_end_says_how_many_tokens_there_were(tail: bytes, counts: tuple[int, int]) -> None:
+    assert tokens_of(tail) == counts

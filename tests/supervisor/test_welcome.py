@@ -38,7 +38,7 @@ def said(*states: str, ollama: Ollama = OLLAMA, **names: str) -> str:
 def test_it_says_where_things_are_and_what_to_type() -> None:
     lines = said("IDLE", "BUSY")
     assert "Chimera is ready: 2 workers at http://127.0.0.1:8000\n" in lines
-    assert "  w1    CPU, port 11500, 4 slots tiny:latest\n" in lines
+    assert "  w1    CPU, port 11500, 4 slots, tiny:latest\n" in lines
     assert '  ./client.sh generate --prompt "Why is the sky blue?"\n' in lines
     assert "OLLAMA_HOST=http://127.0.0.1:8000 " in lines
 
@@ -52,7 +52,7 @@ def test_one_worker_is_no_plural_and_another_port_is_in_the_commands() -> None:
 def test_a_worker_that_is_not_ready_says_so() -> None:
     lines = said("IDLE", "BACKOFF")
     assert "Chimera is ready: 1 worker at" in lines
-    assert "  w2    CPU, port 11500, 4 slots (BACKOFF)\n" in lines
+    assert "  w2    CPU, port 11500, 4 slots, (BACKOFF)\n" in lines
 
 
 def test_an_empty_fleet_says_how_to_fill_it() -> None:
