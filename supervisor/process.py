@@ -24,7 +24,7 @@ from supervisor.errors import StartFailed
 LOG_ROTATE_BYTES = 16 * 1024**2
 # A process in an uninterruptible driver call survives even SIGKILL: nobody may wait for it for ever.
 KILL_TIMEOUT_S = 5.0
-# How long killed runners may take to be reaped by whoever inherited them.
+# How long killed runners may take to be gone.
 GROUP_TIMEOUT_S = 2.0
 
 
@@ -76,7 +76,7 @@ class WorkerProcess:
             os.killpg(self.pid, number)
 
     async def _stop(self, stop_timeout_s: float) -> None:
-        """End the whole group: TERM, then KILL; reap; wait until no member is left."""
+        """End the whole group: TERM, then KILL; reap; wait until no member lives."""
         if not self.has_exited():
             self.signal_group(signal.SIGTERM)
             self.signal_group(signal.SIGCONT)  # a stopped process cannot react to TERM
@@ -88,7 +88,7 @@ class WorkerProcess:
             await self.wait()
         self._reap()
         with trio.move_on_after(GROUP_TIMEOUT_S):
-            while group_exists(self.pid):
+            while group_lives(self.pid):
                 await trio.sleep(0.01)
 
     def _reap(self) -> None:
@@ -98,15 +98,25 @@ class WorkerProcess:
         self.exit_status = ExitStatus(None if name else code, name, datetime.now(UTC))
 
 
-def group_exists(pgid: int) -> bool:
-    """Say whether a process group has any member, zombies included."""
+def group_lives(pgid: int) -> bool:
+    """Say whether a process group has a living member.
+
+    Zombies are none: they hold no memory, and whoever inherited a killed runner may take seconds to reap it.
+    """
     try:
         os.killpg(pgid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # it is somebody else's by now
-    return True
+        return False  # it is somebody else's by now
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_bytes().rpartition(b") ")[2].split(b" ", 3)[:3]  # proc(5), fields 3 to 5
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(group) == pgid and state not in (b"Z", b"X"):
+            return True
+    return False
 
 
 @asynccontextmanager

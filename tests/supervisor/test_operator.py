@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from supervisor import operator as operator_module
-from supervisor import process
 from supervisor.config import workers_text
 from supervisor.errors import NoRoom, NotUnderstood, StartFailed, UnknownGpu, UnknownWorker
 from supervisor.fleet import Fleet
@@ -31,7 +30,6 @@ INSTANCE = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator_module, "LOG_POLL_S", 0.01)
-    monkeypatch.setattr(process, "GROUP_TIMEOUT_S", 0.2)
 
 
 class Desk:

@@ -14,7 +14,7 @@ import trio.testing
 from supervisor import process
 from supervisor.command import Command
 from supervisor.errors import StartFailed
-from supervisor.process import ExitStatus, WorkerProcess, group_exists, last_lines, running
+from supervisor.process import ExitStatus, WorkerProcess, last_lines, running
 from tests.fakes.house import group_lives
 
 # Starts a child of its own group, says both numbers, and waits.
@@ -27,11 +27,6 @@ signal.pause()
 """
 PATIENT_CHILD = "import signal; signal.alarm(60); signal.pause()"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "GROUP_TIMEOUT_S", 0.2)  # not every init reaps at once
 
 
 def python(code: str, **env: str) -> Command:
@@ -98,14 +93,12 @@ async def test_the_whole_group_is_ended_at_the_end_of_the_block(tmp_path: Path) 
     assert child.exit_status.signal == "SIGTERM"
 
 
-async def test_the_end_of_the_block_waits_for_the_group_to_be_reaped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "GROUP_TIMEOUT_S", 10.0)
+async def test_the_end_of_the_block_waits_for_the_group_to_be_gone_but_not_for_its_zombies(tmp_path: Path) -> None:
     async with running(family(), tmp_path / "log", stop_timeout_s=5) as child:
         await first_line(tmp_path / "log")
-        assert group_exists(child.pid)
-    assert not group_exists(child.pid)
+        assert process.group_lives(child.pid)
+    assert not process.group_lives(child.pid)
+    assert not group_lives(child.pid)
 
 
 async def test_a_group_that_ignores_term_is_killed(tmp_path: Path) -> None:

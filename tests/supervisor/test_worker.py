@@ -11,7 +11,7 @@ import psutil
 import pytest
 import trio
 
-from supervisor import lifecycle, process, restart, worker
+from supervisor import lifecycle, restart, worker
 from supervisor.errors import StartFailed
 from supervisor.lifecycle import State
 from supervisor.placement import Placement
@@ -28,7 +28,6 @@ SLOW_S = 60.0  # long enough that a test which waits for it fails
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "FIRST_DELAY_S", 0.05)
     monkeypatch.setattr(worker, "POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(process, "GROUP_TIMEOUT_S", 0.2)  # not every init reaps at once
 
 
 @pytest.fixture
