@@ -66,7 +66,7 @@ class Fleetwide:
                     return
             log.warning("worker left out of /api/ps", worker=worker.id)
 
-        workers = self._exchange.admission.ready()
+        workers = sorted(self._exchange.admission.ready(), key=lambda worker: (len(worker.id), worker.id))
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 nursery.start_soon(ask, worker)
