@@ -2,8 +2,8 @@
 
 import json
 import os
-import shlex
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
