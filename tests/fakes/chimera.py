@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,23 @@ class Chimera:
         for process in self.marked():
             process.kill()
         self.client.close()
+
+
+def ask_at_once(url: str, count: int, body: dict[str, Any]) -> list[httpx.Response]:
+    """POST the same /api/generate so many times at the same moment; return the answers.
+
+    The clients are made and connected before: making one takes longer than a short answer does.
+    """
+    together = threading.Barrier(count)
+
+    def ask(_: int) -> httpx.Response:
+        with httpx.Client(base_url=url, timeout=90, trust_env=False, verify=False) as client:
+            client.get("/healthz")
+            together.wait(30)
+            return client.post("/api/generate", json=body)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(ask, range(count)))
 
 
 @contextmanager

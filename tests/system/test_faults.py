@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.fakes.chimera import Chimera, chimera, wait_for
+from tests.fakes.chimera import Chimera, ask_at_once, chimera, wait_for
 from tests.fakes.fake_ollama import write_control
 
 GENERATE = {"model": "tiny", "prompt": "hello"}
@@ -18,20 +18,12 @@ def behave(faked: Chimera, **keys: object) -> None:
     write_control(faked.folder / "control.json", **keys)
 
 
-def ask_at_once(faked: Chimera, count: int) -> list[httpx.Response]:
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{faked.url}/api/generate", json=GENERATE, timeout=60, trust_env=False)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(ask, range(count)))
-
-
 def test_four_slots_and_a_queue_of_four_give_eight_of_twelve_an_answer(faked: Chimera) -> None:
     faked.env |= {"WORKER_SLOTS": "2", "QUEUE_SIZE": "4"}
-    behave(faked, first_token_s=1.0, max_seen_file=str(faked.folder / "seen"))
+    behave(faked, first_token_s=2.0, max_seen_file=str(faked.folder / "seen"))
     faked.start().ready(2)
 
-    answers = ask_at_once(faked, 12)
+    answers = ask_at_once(faked.url, 12, GENERATE)
 
     assert sorted(answer.status_code for answer in answers) == [200] * 8 + [503] * 4
     for answer in answers:

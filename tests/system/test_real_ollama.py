@@ -12,7 +12,7 @@ import ollama
 import openai
 import psutil
 
-from tests.fakes.chimera import ROOT, Chimera, wait_for
+from tests.fakes.chimera import ROOT, Chimera, ask_at_once, wait_for
 
 MODEL = "gemma3:270m"
 GENERATE = {"model": MODEL, "prompt": "Count from one to ten.", "options": {"num_predict": 12, "temperature": 0}}
@@ -106,11 +106,9 @@ def test_errors_are_ollamas_own(real: Chimera) -> None:
 
 
 def test_four_slots_twelve_at_once_and_a_queue_of_four(real: Chimera) -> None:
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{real.url}/api/generate", json=GENERATE | {"stream": False}, timeout=60, trust_env=False)
-
-    with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(ask, range(12)))
+    # long enough that none has ended when the last one arrives
+    long = GENERATE | {"stream": False, "raw": True, "options": {"num_predict": 60, "stop": []}}
+    answers = ask_at_once(real.url, 12, long)
 
     assert Counter(answer.status_code for answer in answers) == {200: 8, 503: 4}
     assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 503)
