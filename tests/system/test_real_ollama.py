@@ -106,9 +106,9 @@ def test_errors_are_ollamas_own(real: Chimera) -> None:
 
 
 def test_four_slots_twelve_at_once_and_a_queue_of_four(real: Chimera) -> None:
-    # long enough that none has ended when the last one arrives
-    long = GENERATE | {"stream": False, "raw": True, "options": {"num_predict": 60, "stop": []}}
-    answers = ask_at_once(real.url, 12, long)
+    # a story takes seconds: none has ended when the last one arrives
+    story = GENERATE | {"prompt": "Write a short story about the sea.", "stream": False}
+    answers = ask_at_once(real.url, 12, story | {"options": {"num_predict": 40, "temperature": 0}})
 
     assert Counter(answer.status_code for answer in answers) == {200: 8, 503: 4}
     assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 503)
