@@ -10,16 +10,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import html.parser
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import venv
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +31,9 @@ LOCK_NAME = "bootstrap.lock"
 UNFINISHED = "unfinished"  # written before .venv is changed: what a killed run leaves is not trusted
 OUTDATED = "outdated"  # pip said no and tidied up: sound, but not everything is there
 
-DEFAULT_INDEX_URL = "https://pypi.org/simple"  # the one pip itself falls back on
-PIP_WHEEL = "pip-26.3-py3-none-any.whl"
-PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
-FETCH_TIMEOUT_S = 60
+# Debian keeps pip's wheel in a package of its own, which is what its python3-venv takes pip from.
+PIP_PACKAGE = "python3-pip-whl"
+FETCH_TIMEOUT_S = 120
 START_TIMEOUT_S = 60
 
 # What pip prints, and what to tell people about it. The first that fits wins: a dead network also makes pip
@@ -201,7 +195,7 @@ def has_ensurepip() -> bool:
 
 
 def ensure_pip(env: Path, environ: Mapping[str, str]) -> None:
-    """Give `env` a pip: the one that came with Python, else the pinned one from the package index."""
+    """Give `env` a pip: the one that came with Python, else the one that Debian keeps beside it."""
     python = env / "bin" / "python"
     if quiet([python, "-I", "-m", "pip", "--version"]) is not None:
         return
@@ -209,118 +203,39 @@ def ensure_pip(env: Path, environ: Mapping[str, str]) -> None:
         return
     print("bootstrap: this Python gives no pip (python3-venv is missing?), fetching pip itself", flush=True)
     with tempfile.TemporaryDirectory(dir=env) as folder:
-        wheel = fetch_pip(Path(folder), environ, PIP_WHEEL, PIP_SHA256)
+        wheel = fetch_pip(Path(folder), environ)
         install = ("install", "-q", "--no-index", "--no-deps")
         run_pip([str(python), "-I", str(wheel / "pip"), *install, str(wheel)], environ)
 
 
-def pip_setting(name: str, environ: Mapping[str, str]) -> str | None:
-    """Look up one of pip's settings the way pip does: environment, then its configuration files."""
-    value = environ.get("PIP_" + name.upper().replace("-", "_"))
-    if value:
-        return value
-    home = Path(environ.get("HOME") or Path.home())
-    config_home = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    files = [Path("/etc/pip.conf"), home / ".pip" / "pip.conf", config_home / "pip" / "pip.conf"]
-    parser = configparser.RawConfigParser()
-    parser.read([*files, Path(environ.get("PIP_CONFIG_FILE") or os.devnull)], encoding="utf-8")
-    return parser.get("install", name, fallback=parser.get("global", name, fallback=None))
+def fetch_pip(folder: Path, environ: Mapping[str, str]) -> Path:
+    """Unpack pip's wheel into `folder` and return its path; nothing is installed, so nobody need be root.
 
-
-def fetch_pip(folder: Path, environ: Mapping[str, str], wheel_name: str, sha256: str) -> Path:
-    """Put pip's wheel into `folder` and return its path. BootstrapError unless it is the pinned file."""
-    index_url = pip_setting("index-url", environ) or DEFAULT_INDEX_URL
-    try:
-        wheel = find_local(wheel_name, environ)
-        if wheel is None and environ.get("PIP_NO_INDEX", "0").lower() not in ("", "0", "no", "off", "false"):
-            raise BootstrapError(f"PIP_NO_INDEX is set and no folder of PIP_FIND_LINKS has {wheel_name}: put it there")
-        wheel = wheel or download_wheel(index_url, wheel_name, environ)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise BootstrapError(
-            f"{redact(index_url)} answers {error.code} {error.reason}: is it the right index?"
-        ) from error
-    except (OSError, ValueError) as error:  # URLError, timeouts and broken connections are OSErrors
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            reason = "its certificate is not trusted here, install ca-certificates or set PIP_CERT"
-        raise BootstrapError(f"pip cannot be fetched from {redact(index_url)}: {reason}") from error
-    if hashlib.sha256(wheel).hexdigest() != sha256:
-        raise BootstrapError(
-            f"the {wheel_name} of {redact(index_url)} is not the file that was pinned (sha256 differs)"
-        )
-    path = folder / wheel_name
-    path.write_bytes(wheel)
-    return path
-
-
-def find_local(wheel_name: str, environ: Mapping[str, str]) -> bytes | None:
-    """Return the wheel from a folder named in pip's find-links, None if it is in none."""
-    for place in (pip_setting("find-links", environ) or "").split():
-        path = Path(place.removeprefix("file://")) / wheel_name
-        if path.is_file():
-            return path.read_bytes()
-    return None
-
-
-def download_wheel(index_url: str, wheel_name: str, environ: Mapping[str, str]) -> bytes:
-    """Find the wheel on the index's page about pip and return its bytes. OSError: not reachable."""
-    base, passwords = split_credentials(index_url)
-    authority = pip_setting("cert", environ)
-    if authority and not Path(authority).exists():
-        raise BootstrapError(f"pip is told to trust {authority}, which is not there: check PIP_CERT and pip.conf")
-    context = ssl.create_default_context(
-        cafile=authority if authority and not Path(authority).is_dir() else None,
-        capath=authority if authority and Path(authority).is_dir() else None,
-    )
-    proxy = pip_setting("proxy", environ)
-    opener = urllib.request.build_opener(
-        urllib.request.HTTPSHandler(context=context),
-        urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else None),
-        urllib.request.HTTPBasicAuthHandler(passwords),
-    )
-    with opener.open(base.rstrip("/") + "/pip/", timeout=FETCH_TIMEOUT_S) as answer:
-        links = Links()
-        links.feed(answer.read().decode())
-        page_url = answer.url
-    for href in links.found:
-        url = urllib.parse.urljoin(page_url, href)
-        if urllib.parse.urlsplit(url).path.endswith("/" + wheel_name):
-            with opener.open(url, timeout=FETCH_TIMEOUT_S) as answer:
-                return bytes(answer.read())
-    raise BootstrapError(f"{redact(index_url)} does not have {wheel_name}: install python3-venv, then run again")
-
-
-class Links(html.parser.HTMLParser):
-    """Collects the targets of a page's links."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep the href of each anchor."""
-        if tag == "a":
-            self.found += [value for name, value in attrs if name == "href" and value]
-
-
-def split_credentials(url: str) -> tuple[str, urllib.request.HTTPPasswordMgrWithPriorAuth]:
-    """Take `user:password@` out of a URL, as urllib wants it."""
-    passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
-    parts = urllib.parse.urlsplit(url)
-    if parts.username is None:
-        return url, passwords
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    user, password = (urllib.parse.unquote(text or "") for text in (parts.username, parts.password))
-    # For all of that host, where the files may lie beside the index; told at once, without waiting to be asked.
-    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
-    passwords.add_password(None, host, user, password, is_authenticated=True)
-    return bare, passwords
-
-
-def redact(url: str) -> str:
-    """Return the URL without its password, fit for a terminal or a log."""
-    return split_credentials(url)[0]
+    apt checks what it downloads. BootstrapError when there is no apt, or it does not give the package.
+    """
+    advice = "apt-get update && apt-get install python3-venv"
+    if not (shutil.which("apt-get", path=environ.get("PATH")) and shutil.which("dpkg-deb", path=environ.get("PATH"))):
+        raise BootstrapError("this Python has no pip and no ensurepip: install both from where Python came from")
+    for argv in (["apt-get", "-qq", "download", PIP_PACKAGE], ["sh", "-c", "dpkg-deb --extract *.deb ."]):
+        try:
+            done = subprocess.run(
+                argv,
+                cwd=folder,
+                env=dict(environ),
+                capture_output=True,
+                text=True,
+                timeout=FETCH_TIMEOUT_S,
+                check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BootstrapError(f"apt gave no {PIP_PACKAGE} within {FETCH_TIMEOUT_S} s: check the network") from error
+        if done.returncode != 0:
+            said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise BootstrapError(f"this Python has no pip, and apt gives none ({said}): run {advice}")
+    wheels = sorted(folder.glob("usr/share/python-wheels/pip-*.whl"))
+    if not wheels:
+        raise BootstrapError(f"{PIP_PACKAGE} has no pip: run {advice}")
+    return wheels[-1]
 
 
 def run_pip(argv: Sequence[str], environ: Mapping[str, str], *, hush: bool = False) -> None:

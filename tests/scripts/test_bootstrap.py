@@ -1,15 +1,10 @@
 """The maker of .venv: stamps, half-done states, a Python without pip, and one clear line for each trouble."""
 
 import errno
-import hashlib
-import http.server
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -221,8 +216,7 @@ def works(repository: Path) -> bool:
 def test_it_installs_refuses_recovers_and_repeats_at_no_cost(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Where Python comes without pip, pip itself has to come from the index.
-    environ = offline(repository) if bootstrap.has_ensurepip() else {**os.environ, "PIP_FIND_LINKS": str(repository)}
+    environ = offline(repository)
     env = repository / ".venv"
     bootstrap.install(repository, "run", environ)
     assert works(repository)
@@ -273,112 +267,50 @@ def test_a_python_whose_ensurepip_was_cut_out_is_recognised(tmp_path: Path, cont
     assert done.stdout == "False\n", done.stderr
 
 
-WHEEL = "pip-1.0-py3-none-any.whl"
-CONTENT = b"what the wheel holds"
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+APT = """#!/bin/sh
+[ "$*" = "-qq download python3-pip-whl" ] || exit 9
+{apt}
+"""
+DPKG = """#!/bin/sh
+[ "$1" = --extract ] && [ -f "$2" ] || exit 9
+mkdir -p usr/share/python-wheels
+{dpkg}
+"""
+GIVES, HAS_PIP = ": > python3-pip-whl_1_all.deb", ": > usr/share/python-wheels/pip-1.0-py3-none-any.whl"
 
 
-class Index(http.server.BaseHTTPRequestHandler):
-    """A package index with one wheel, at /simple for everybody and at /closed for those who know the password."""
-
-    def do_GET(self) -> None:
-        expected = "Basic " + b64encode(b"ann:s@cret").decode()
-        if self.path.startswith("/closed/") and self.headers.get("Authorization") != expected:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="index"')
-            self.end_headers()
-            return
-        pages = {
-            "/simple/pip/": f'<a href="pip-0.9-py3-none-any.whl">x</a> <a href="../../files/{WHEEL}#sha256=00">y</a>',
-            "/closed/pip/": f'<a href="/closed/files/{WHEEL}">y</a>',
-            "/empty/pip/": '<a href="pip-0.9-py3-none-any.whl">x</a>',
-        }
-        found = CONTENT if self.path.endswith(f"/files/{WHEEL}") else pages.get(self.path, "").encode()
-        self.send_response(200 if found else 404)
-        self.end_headers()
-        self.wfile.write(found)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is the base class's
-        """Keep the tests' output clean."""
+def machine(folder: Path, apt: str = GIVES, dpkg: str = HAS_PIP) -> dict[str, str]:
+    """An environment whose apt-get and dpkg-deb do as the scripts say."""
+    folder.mkdir()
+    for name, script in (("apt-get", APT.format(apt=apt)), ("dpkg-deb", DPKG.format(dpkg=dpkg))):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-@pytest.fixture(scope="module")
-def index() -> Iterator[str]:
-    """Serve the index on a free port of the loopback; its address without a scheme."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def with_index(url: str) -> dict[str, str]:
-    return {"PIP_INDEX_URL": url, "PIP_CONFIG_FILE": os.devnull, "HOME": "/nonexistent"}
-
-
-@pytest.mark.parametrize("path", ["{}/simple", "{}/simple/", "ann:s%40cret@{}/closed"])
-def test_pip_is_fetched_from_the_index_that_pip_is_told_to_use(tmp_path: Path, index: str, path: str) -> None:
-    environ = with_index("http://" + path.format(index))
-    assert bootstrap.fetch_pip(tmp_path, environ, WHEEL, SHA256).read_bytes() == CONTENT
-
-
-def test_pip_is_taken_from_a_folder_of_wheels(tmp_path: Path) -> None:
-    (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / WHEEL).write_bytes(CONTENT)
-    environ = with_index("http://127.0.0.1:1/simple") | {"PIP_FIND_LINKS": f"/nowhere {tmp_path}/wheels"}
-    assert bootstrap.fetch_pip(tmp_path, environ, WHEEL, SHA256) == tmp_path / WHEEL
-
-
-def test_without_an_index_a_missing_wheel_is_named(tmp_path: Path) -> None:
-    with pytest.raises(bootstrap.BootstrapError, match=f"PIP_NO_INDEX is set .* {WHEEL}: put it there"):
-        bootstrap.fetch_pip(tmp_path, offline(tmp_path), WHEEL, SHA256)
+def test_pip_is_taken_from_debians_own_package_without_installing_it(tmp_path: Path) -> None:
+    environ = machine(tmp_path / "bin")
+    (tmp_path / "folder").mkdir()
+    wheel = bootstrap.fetch_pip(tmp_path / "folder", environ)
+    assert wheel == tmp_path / "folder/usr/share/python-wheels/pip-1.0-py3-none-any.whl"
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("apt", "dpkg", "said"),
     [
-        ("{}/empty", f"/empty does not have {WHEEL}: install python3-venv"),
-        ("{}/nowhere", "/nowhere answers 404 Not Found: is it the right index?"),
-        ("ann:guess@{}/closed", "/closed answers 401 Unauthorized"),
-        ("127.0.0.1:1/simple", "/simple: .*Connection refused"),
+        ("echo 'E: Unable to locate package' >&2; exit 100", HAS_PIP, r"apt gives none \(E: Unable .*python3-venv$"),
+        (GIVES, "echo 'dpkg-deb: no space' >&2; exit 2", r"\(dpkg-deb: no space\)"),
+        (GIVES, ":", "python3-pip-whl has no pip: run .* install python3-venv$"),
+        ("exit 1", HAS_PIP, "no reason given"),
     ],
 )
-def test_an_index_that_has_no_pip_is_one_clear_line(tmp_path: Path, index: str, path: str, said: str) -> None:
-    with pytest.raises(bootstrap.BootstrapError, match=said) as caught:
-        bootstrap.fetch_pip(tmp_path, with_index("http://" + path.format(index)), WHEEL, SHA256)
-    assert "guess" not in str(caught.value)  # no password on the terminal
-    assert list(tmp_path.iterdir()) == []
+def test_an_apt_that_gives_no_pip_is_one_clear_line(tmp_path: Path, apt: str, dpkg: str, said: str) -> None:
+    environ = machine(tmp_path / "bin", apt, dpkg)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(bootstrap.BootstrapError, match=said):
+        bootstrap.fetch_pip(tmp_path / "folder", environ)
 
 
-def test_a_pip_that_is_not_the_pinned_one_is_refused(tmp_path: Path, index: str) -> None:
-    with pytest.raises(bootstrap.BootstrapError, match=r"not the file that was pinned \(sha256 differs\)"):
-        bootstrap.fetch_pip(tmp_path, with_index(f"http://{index}/simple"), WHEEL, "0" * 64)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_certificate_file_that_is_not_there_is_named(tmp_path: Path, index: str) -> None:
-    environ = with_index(f"http://{index}/simple") | {"PIP_CERT": "/nowhere/ca.pem"}
-    with pytest.raises(bootstrap.BootstrapError, match=r"/nowhere/ca\.pem, which is not there: check PIP_CERT"):
-        bootstrap.fetch_pip(tmp_path, environ, WHEEL, SHA256)
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, "https://install.example/simple"),
-        ({"PIP_INDEX_URL": "https://env.example/simple"}, "https://env.example/simple"),
-        ({"PIP_CONFIG_FILE": "{}/other.conf"}, "https://other.example/simple"),
-    ],
-)
-def test_settings_are_looked_up_as_pip_does(tmp_path: Path, environ: dict[str, str], expected: str) -> None:
-    config = tmp_path / ".config" / "pip" / "pip.conf"
-    config.parent.mkdir(parents=True)
-    config.write_text(
-        "[global]\nindex-url = https://global.example/simple\n[install]\nindex-url = https://install.example/simple\n"
-    )
-    (tmp_path / "other.conf").write_text("[install]\nindex-url = https://other.example/simple\n")
-    found = bootstrap.pip_setting(
-        "index-url", {name: value.format(tmp_path) for name, value in environ.items()} | {"HOME": str(tmp_path)}
-    )
-    assert found == expected
+def test_without_apt_a_python_without_pip_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(bootstrap.BootstrapError, match="no pip and no ensurepip"):
+        bootstrap.fetch_pip(tmp_path, {"PATH": str(tmp_path)})
