@@ -191,16 +191,22 @@ async def run_gateway(
 
 
 def _with_ends(app: App, stream: GuardedStream) -> App:
-    """Wrap a connection's application so that the end of an answer, once begun, is carried through.
+    """Wrap a connection's application so that every answer has one of two ends: whole, or visibly cut.
 
     While it ends an answer Hypercorn tells the application that the client is gone, and only then closes the
     connection or waits for its next request. An application that cancels itself at that word, as Quart does, would
-    leave the connection open for ever.
+    leave the connection open for ever: so the end, once begun, is carried through. And an answer that its
+    application left incomplete is cut here: over HTTP/2 Hypercorn would leave its stream open.
     """
 
     async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
+        begun = whole = False
+
         async def sent(message: Message) -> None:
+            nonlocal begun, whole
+            begun = begun or message["type"] == "http.response.start"
             if message["type"] == "http.response.body" and not message.get("more_body", False):
+                whole = True
                 with trio.move_on_after(END_TIMEOUT_S, shield=True) as ending:
                     await send(message)
                 if ending.cancelled_caught:
@@ -209,6 +215,8 @@ def _with_ends(app: App, stream: GuardedStream) -> App:
                 await send(message)
 
         await app(scope, receive, sent)
+        if begun and not whole:
+            stream.socket.close()
 
     return wrapped
 

@@ -5,7 +5,6 @@ work, ``dev`` that and what its tests need; both from lock files, every download
 A stamp in .venv makes a second call return at once. An interrupted call is repaired by the next one.
 """
 
-import configparser
 import contextlib
 import errno
 import fcntl
@@ -294,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if not is_current(REPOSITORY, argv[0]):
             install(REPOSITORY, argv[0], os.environ)
-    except (BootstrapError, configparser.Error) as error:
+    except BootstrapError as error:
         print(f"bootstrap: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -436,6 +439,20 @@ async def test_a_lost_worker_leaves_a_body_visibly_incomplete(house: House) -> N
 
 
 # -- listening ---------------------------------------------------------------------------------------------------------
+
+
+async def test_over_http_2_too_a_broken_body_never_looks_complete_nor_stays_open(house: House) -> None:
+    await house.hall.worker("a", starts(b'{"half":', kind="application/json", then=dies))
+    http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    http.initiate_connection()
+    head = [(":method", "POST"), (":path", "/api/chat"), (":scheme", "http"), (":authority", "localhost")]
+    http.send_headers(1, head)
+    http.send_data(1, CHAT, end_stream=True)
+    client = await house.client()
+    await client.send(http.data_to_send())
+    events = http.receive_data(await client.until_closed())
+    assert any(isinstance(event, h2.events.DataReceived) and event.data == b'{"half":' for event in events)
+    assert not any(isinstance(event, h2.events.StreamEnded) for event in events)
 
 
 def test_a_taken_port_is_said_so_and_nothing_is_left_open() -> None:
