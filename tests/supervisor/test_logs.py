@@ -16,8 +16,10 @@ log.debug("quiet")
 log.info("worker ready", worker="w1")
 logging.getLogger("hypercorn.error").warning("somebody %s", "else")
 logging.getLogger("httpx").info("chatty")
+def fail(prompt):
+    return 1 / 0
 try:
-    1 / 0
+    fail("why is the " + "sky blue")
 except ZeroDivisionError:
     log.exception("a bug")
 """
@@ -51,3 +53,10 @@ def test_people_get_text() -> None:
 def test_the_level_is_a_floor_for_all() -> None:
     assert [json.loads(line)["event"] for line in lines("error", "json")] == ["a bug"]
     assert json.loads(lines("debug", "json")[0])["event"] == "quiet"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_bugs_traceback_tells_no_values(form: str) -> None:
+    text = "\n".join(lines("info", form))
+    assert "in fail" in text
+    assert "why is the sky blue" not in text
