@@ -70,7 +70,7 @@ async def test_an_answer_is_relayed_and_says_where_it_came_from(hall: Hall) -> N
     assert [reply.header(f"x-{name}") for name in ("request-id", "chimera-worker", "chimera-attempts")] == [
         "req-1", "a", "1",
     ]  # fmt: skip
-    assert reply.header("x-chimera-queue-ms") == "0"
+    assert str(reply.header("x-chimera-queue-ms")).isdecimal()
     (received,) = server.received
     assert (received.body, received.target) == (BODY, "/api/chat")
     assert received.header("host") == f"127.0.0.1:{server.port}"
