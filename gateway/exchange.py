@@ -94,9 +94,8 @@ class Exchange:
         ticket = self.admission.ticket(full_name(ask.model) if ask.model else None)
         while True:
             request.attempts += 1
-            queued = trio.current_time()
             async with self.admission.lease(ticket) as lease:
-                request.waited_s += trio.current_time() - queued
+                request.waited_s = ticket.waited_s
                 request.worker_id = lease.worker_id
                 self.metrics.leased(request.waited_s)
                 try:
