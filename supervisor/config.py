@@ -168,6 +168,18 @@ class Settings(BaseModel):
     stall_timeout_s: Seconds = Field(
         120, alias="STALL_TIMEOUT_S", description="longest silence within an answer, seconds"
     )
+    start_timeout_s: Seconds = Field(
+        120, alias="START_TIMEOUT_S", description="how long a worker may take to its first answer, seconds"
+    )
+    hang_timeout_s: Seconds = Field(
+        15, alias="HANG_TIMEOUT_S", description="how long a worker may leave probes unanswered or be stopped, seconds"
+    )
+    canary_after_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = Field(
+        300, alias="CANARY_AFTER_S", description="an idle worker is tried with one token after so long; 0: never"
+    )
+    worker_memory_limit_bytes: Annotated[ByteSize, Field(ge=64 * 1024**2)] | None = Field(
+        None, alias="WORKER_MEMORY_LIMIT_BYTES", description="an idle worker with more host memory is restarted"
+    )
     max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = Field(
         ByteSize(256 * 1024**2), alias="MAX_BODY_BYTES", description="largest request body, such as 256MiB"
     )

@@ -68,6 +68,10 @@ GOOD: list[tuple[str, str, Any]] = [
     ("QUEUE_TIMEOUT_S", "0.5", 0.5),
     ("FIRST_BYTE_TIMEOUT_S", "86400", 86400.0),
     ("STALL_TIMEOUT_S", "1e2", 100.0),
+    ("START_TIMEOUT_S", "2.5", 2.5),
+    ("HANG_TIMEOUT_S", "5", 5.0),
+    ("CANARY_AFTER_S", "0", 0.0),
+    ("WORKER_MEMORY_LIMIT_BYTES", "16GiB", 16 * 1024**3),
     ("MAX_BODY_BYTES", "1024", 1024),
     ("MAX_BODY_BYTES", "1.5GiB", 3 * 512 * 1024**2),
     ("DRAIN_TIMEOUT_S", "1", 1.0),
@@ -110,6 +114,10 @@ BAD: list[tuple[str, str, str]] = [
     ("QUEUE_TIMEOUT_S", "inf", "finite number"),
     ("FIRST_BYTE_TIMEOUT_S", "86401", "less than or equal to 86400"),
     ("STALL_TIMEOUT_S", "2 min", "valid number"),
+    ("START_TIMEOUT_S", "0", "greater than 0"),
+    ("HANG_TIMEOUT_S", "soon", "valid number"),
+    ("CANARY_AFTER_S", "-1", "greater than or equal to 0"),
+    ("WORKER_MEMORY_LIMIT_BYTES", "1", "greater than or equal to 67108864"),
     ("MAX_BODY_BYTES", "1023", "greater than or equal to 1024"),
     ("MAX_BODY_BYTES", "lots", "could not parse value and unit from byte string"),
     ("DRAIN_TIMEOUT_S", "-5", "greater than 0"),
@@ -338,7 +346,8 @@ def test_the_example_as_it_is_sets_nothing() -> None:
     assert read_dotenv(EXAMPLE) == ({}, ())
 
 
-UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR"}
+UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
+         "WORKER_MEMORY_LIMIT_BYTES"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
