@@ -73,6 +73,8 @@ class Admission:
         self._tickets.discard(ticket)
         self._wake(self.dispatcher.cancel(ticket))
         if ticket.lease is not None:
+            if not ticket.lease.worker.leases:
+                ticket.lease.worker.idle_since = trio.current_time()
             self._note_drained(ticket.lease.worker_id)
 
     async def _wait(self, ticket: Waiting) -> Lease:
@@ -95,22 +97,38 @@ class Admission:
 
     def worker_ready(self, worker_id: str, *, port: int, slots: int, models: frozenset[str], cordoned: bool) -> None:
         """Take a worker's new process into service."""
-        self._wake(self.dispatcher.worker_ready(worker_id, port, slots, models, cordoned=cordoned))
+        now = trio.current_time()
+        self._wake(self.dispatcher.worker_ready(worker_id, port, slots, models, cordoned=cordoned, now=now))
 
     def worker_lost(self, worker_id: str) -> None:
         """Give no more leases to a worker; those it has are void."""
-        worker = self.dispatcher.worker_lost(worker_id)
+        worker = self.dispatcher.worker(worker_id)
+        self._wake(self.dispatcher.worker_lost(worker_id))
         self._note_drained(worker_id)
         if worker is not None:
             self._port_lost(worker.port)
 
     def cordon(self, worker_id: str) -> None:
         """Give no new lease to a worker."""
-        self.dispatcher.cordon(worker_id)
+        self._wake(self.dispatcher.cordon(worker_id))
 
     def uncordon(self, worker_id: str) -> None:
         """Give leases to a worker again."""
         self._wake(self.dispatcher.uncordon(worker_id))
+
+    def avoid(self, worker_id: str, *, avoided: bool) -> None:
+        """While avoided, a worker gets a lease only when no well one could ever take it. A new life is not avoided."""
+        self._wake(self.dispatcher.avoid(worker_id, avoided=avoided))
+
+    def progress_at(self, worker_id: str) -> float | None:
+        """When the last byte came from this life of a worker, for any lease (trio's clock); None if none ever did."""
+        worker = self.dispatcher.worker(worker_id)
+        return worker.progress_at if worker is not None else None
+
+    def idle_since(self, worker_id: str) -> float | None:
+        """Since when a worker has no lease (trio's clock); None while it has one, or is not in service."""
+        worker = self.dispatcher.worker(worker_id)
+        return worker.idle_since if worker is not None and not worker.leases else None
 
     def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
         """Learn what a worker has loaded."""

@@ -2,7 +2,8 @@
 
 No await, no clock, no I/O: in trio a function without `await` cannot be interleaved, so there is no lock. The
 invariants, each held by a property test: never more leases on a worker than it has slots; no ticket waits
-beside a free slot that it could use; every ticket and lease ends exactly once.
+beside a free slot that it could use; an avoided worker gets a lease only when no well worker could ever take that
+ticket; every ticket and lease ends exactly once.
 """
 
 from collections.abc import Callable
@@ -26,22 +27,34 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """A granted slot."""
+    """A granted slot. `worker` is the life that it belongs to, also when a newer one has the same id by now."""
 
-    worker_id: str
-    generation: int
-    port: int
+    worker: "WorkerSlots"
     model: str | None
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's name."""
+        return self.worker.id
+
+    @property
+    def port(self) -> int:
+        """Where the worker listens."""
+        return self.worker.port
 
     @property
     def life(self) -> Life:
         """The life of the worker that the slot belongs to."""
-        return (self.worker_id, self.generation)
+        return self.worker.life
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WorkerSlots:
-    """A ready worker as the dispatcher sees it."""
+    """One life of a ready worker as the dispatcher sees it.
+
+    The times are trio's clock, written by who has one: `ready_at` names the life to the supervisor, `progress_at` is
+    when the last byte of an answer came, `idle_since` when its last lease ended (or it became ready).
+    """
 
     id: str
     generation: int
@@ -49,7 +62,11 @@ class WorkerSlots:
     slots: int
     loaded: frozenset[str]
     cordoned: bool = False
+    avoided: bool = False
     leases: set[Lease] = field(default_factory=set)
+    ready_at: float = 0.0
+    progress_at: float | None = None
+    idle_since: float = 0.0
 
     @property
     def life(self) -> Life:
@@ -60,6 +77,11 @@ class WorkerSlots:
     def free(self) -> bool:
         """Whether it has a slot to give."""
         return not self.cordoned and len(self.leases) < self.slots
+
+    @property
+    def well(self) -> bool:
+        """Whether tickets may wait for it."""
+        return not self.cordoned and not self.avoided
 
     def holds(self, model: str | None) -> bool:
         """Say whether a model is loaded, or being loaded for a lease that it has."""
@@ -123,26 +145,40 @@ class Dispatcher:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def worker_ready(
-        self, worker_id: str, port: int, slots: int, models: frozenset[str], *, cordoned: bool = False
+        self, worker_id: str, port: int, slots: int, models: frozenset[str], *, cordoned: bool = False, now: float = 0.0
     ) -> list[Ticket]:
-        """Take a worker's new life into service."""
+        """Take a worker's new life into service; nobody avoids it yet. `now` is when it became ready."""
         self._generation += 1
-        self._workers[worker_id] = WorkerSlots(worker_id, self._generation, port, slots, models, cordoned)
+        self._workers[worker_id] = WorkerSlots(
+            worker_id, self._generation, port, slots, models, cordoned, ready_at=now, idle_since=now
+        )
         return self._grant()
 
-    def worker_lost(self, worker_id: str) -> WorkerSlots | None:
-        """Forget a worker and its leases. Returns what it was."""
-        return self._workers.pop(worker_id, None)
+    def worker_lost(self, worker_id: str) -> list[Ticket]:
+        """Forget a worker and its leases. With the last well one gone, avoided ones serve."""
+        self._workers.pop(worker_id, None)
+        return self._grant()
 
-    def cordon(self, worker_id: str) -> None:
-        """Give no new lease to a worker."""
+    def cordon(self, worker_id: str) -> list[Ticket]:
+        """Give no new lease to a worker. With the last well one cordoned, avoided ones serve."""
         if worker := self._workers.get(worker_id):
             worker.cordoned = True
+        return self._grant()
 
     def uncordon(self, worker_id: str) -> list[Ticket]:
         """Give leases to a worker again."""
         if worker := self._workers.get(worker_id):
             worker.cordoned = False
+        return self._grant()
+
+    def avoid(self, worker_id: str, *, avoided: bool) -> list[Ticket]:
+        """Keep tickets away from a worker, or end that: they wait for a well one as long as there is any.
+
+        Well means in service, not cordoned, not avoided, and not tried by the ticket before. A fleet in which all
+        are avoided serves as if none were.
+        """
+        if worker := self._workers.get(worker_id):
+            worker.avoided = avoided
         return self._grant()
 
     def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
@@ -162,6 +198,10 @@ class Dispatcher:
         worker = self._workers.get(worker_id)
         return len(worker.leases) if worker else 0
 
+    def worker(self, worker_id: str) -> WorkerSlots | None:
+        """Return the life of a worker that is in service."""
+        return self._workers.get(worker_id)
+
     def ready(self) -> list[WorkerSlots]:
         """The workers in service, cordoned ones too."""
         return list(self._workers.values())
@@ -175,15 +215,16 @@ class Dispatcher:
     def _grant(self) -> list[Ticket]:
         """Give every free slot to the oldest ticket that can use it."""
         granted: list[Ticket] = []
-        free = [worker for worker in self._workers.values() if worker.free]
+        free = [worker for worker in self._workers.values() if worker.free] if self._waiting else []
+        well = [worker for worker in self._workers.values() if worker.well] if free else []
         for ticket in list(self._waiting):
             if not free:
                 break
-            fitting = [worker for worker in free if worker.life not in ticket.excluded]
+            fitting = _fitting(ticket, free, well)
             if not fitting:
                 continue
             worker = min(fitting, key=lambda worker: self._answers_late(worker, ticket.model))
-            ticket.lease = Lease(worker.id, worker.generation, worker.port, ticket.model)
+            ticket.lease = Lease(worker, ticket.model)
             worker.leases.add(ticket.lease)
             self._waiting.remove(ticket)
             granted.append(ticket)
@@ -194,3 +235,12 @@ class Dispatcher:
     def _answers_late(self, worker: WorkerSlots, model: str | None) -> tuple[bool, float, float]:
         """Rank a worker with a free slot: the model loaded, then the emptier one, then at random among equals."""
         return (not worker.holds(model), len(worker.leases) / worker.slots, self._random_unit())
+
+
+def _fitting(ticket: Ticket, free: list[WorkerSlots], well: list[WorkerSlots]) -> list[WorkerSlots]:
+    """Return the workers of `free` that a ticket may be given to; `well` are the well ones, free or not."""
+    if not ticket.excluded:  # nearly every ticket
+        return [worker for worker in free if not worker.avoided] if well else free
+    if any(worker.life not in ticket.excluded for worker in well):
+        return [worker for worker in free if not worker.avoided and worker.life not in ticket.excluded]
+    return [worker for worker in free if worker.life not in ticket.excluded]

@@ -23,6 +23,9 @@ class RecordingLeases:
     ports: dict[str, int] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     cordoned: set[str] = field(default_factory=set)
+    avoided: set[str] = field(default_factory=set)
+    progress: dict[str, float] = field(default_factory=dict)  # worker -> when its last byte came
+    idle: dict[str, float] = field(default_factory=dict)  # worker -> since when it has no lease
     held: dict[str, int] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
     _news: trio.Event = field(default_factory=trio.Event)
@@ -31,6 +34,9 @@ class RecordingLeases:
         assert worker_id not in self.serving, "a worker became ready twice without being lost"
         self.serving[worker_id], self.ports[worker_id], self.slots[worker_id] = models, port, slots
         self.cordoned.discard(worker_id)
+        self.avoided.discard(worker_id)
+        self.progress.pop(worker_id, None)
+        self.idle[worker_id] = trio.current_time()
         if cordoned:
             self.cordoned.add(worker_id)
         self._note("ready", worker_id)
@@ -38,6 +44,7 @@ class RecordingLeases:
     def worker_lost(self, worker_id: str) -> None:
         self.serving.pop(worker_id, None)
         self.cordoned.discard(worker_id)
+        self.avoided.discard(worker_id)
         self.held.pop(worker_id, None)
         self._note("lost", worker_id)
 
@@ -50,6 +57,17 @@ class RecordingLeases:
         assert worker_id in self.serving, "an unknown worker was uncordoned"
         self.cordoned.discard(worker_id)
         self._note("uncordon", worker_id)
+
+    def avoid(self, worker_id: str, *, avoided: bool) -> None:
+        assert worker_id in self.serving, "an unknown worker was avoided"
+        (self.avoided.add if avoided else self.avoided.discard)(worker_id)
+        self._note("avoid" if avoided else "trust", worker_id)
+
+    def progress_at(self, worker_id: str) -> float | None:
+        return self.progress.get(worker_id)
+
+    def idle_since(self, worker_id: str) -> float | None:
+        return None if self.inflight(worker_id) or worker_id not in self.serving else self.idle[worker_id]
 
     def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
         assert worker_id in self.serving, "models of an unknown worker"
@@ -82,7 +100,12 @@ class RecordingLeases:
     def free(self, worker_id: str) -> None:
         """Let all requests of the worker end."""
         self.held.pop(worker_id, None)
+        self.idle[worker_id] = trio.current_time()
         self._note("free", worker_id)
+
+    def byte(self, worker_id: str) -> None:
+        """Let a byte of an answer come from the worker now."""
+        self.progress[worker_id] = trio.current_time()
 
     def heard(self, worker_id: str) -> list[str]:
         """What was told of a worker, without what is said each two seconds."""

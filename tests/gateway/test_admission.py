@@ -276,6 +276,57 @@ async def test_an_uncordoned_worker_takes_up_what_waits(admission: Admission, au
         until.set()
 
 
+async def test_a_ticket_that_waits_takes_an_avoided_worker_when_the_last_well_one_goes(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission, "well")
+    ready(admission, "sick")
+    admission.avoid("sick", avoided=True)
+    until = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(hold, admission, admission.ticket("m"), until)
+            await wait_all_tasks_blocked()
+        assert (admission.inflight("well"), admission.inflight("sick"), admission.queue()["depth"]) == (1, 0, 1)
+        admission.worker_lost("well")
+        assert (admission.inflight("sick"), admission.queue()["depth"]) == (1, 0)
+        until.set()
+
+
+async def test_since_when_a_worker_is_idle(admission: Admission, autojump_clock: MockClock) -> None:
+    assert admission.idle_since("a") is None
+    ready(admission, slots=2)
+    began = trio.current_time()
+    assert admission.idle_since("a") == began
+    await trio.sleep(10)
+    async with admission.lease(admission.ticket("m")):
+        async with admission.lease(admission.ticket("m")):
+            await trio.sleep(10)
+        assert admission.idle_since("a") is None
+        await trio.sleep(10)
+    assert admission.idle_since("a") == began + 30
+    await trio.sleep(10)
+    admission.worker_lost("a")
+    ready(admission)
+    assert admission.idle_since("a") == began + 40
+
+
+async def test_a_lease_of_an_old_life_says_nothing_about_the_new_one(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    async with admission.lease(admission.ticket("m")) as lease:
+        admission.worker_lost("a")
+        await trio.sleep(5)
+        ready(admission)
+        born = trio.current_time()
+        await trio.sleep(5)
+        lease.worker.progress_at = trio.current_time()
+        assert admission.progress_at("a") is None
+        assert lease.worker.ready_at == born - 5
+    assert admission.idle_since("a") == born
+
+
 async def test_what_a_worker_holds_reaches_the_choice(admission: Admission, autojump_clock: MockClock) -> None:
     ready(admission, "a", slots=4)
     ready(admission, "b", slots=4)
@@ -288,7 +339,10 @@ async def test_what_a_worker_holds_reaches_the_choice(admission: Admission, auto
 @given(
     asks=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 30), st.integers(0, 40)), max_size=20),
     changes=st.lists(
-        st.tuples(st.integers(0, 50), st.sampled_from("ab"), st.sampled_from(["ready", "lost", "cordon"])), max_size=8
+        st.tuples(
+            st.integers(0, 50), st.sampled_from("ab"), st.sampled_from(["ready", "lost", "cordon", "avoid", "trust"])
+        ),
+        max_size=8,
     ),
 )
 def test_whatever_happens_nothing_is_left(
@@ -312,8 +366,10 @@ def test_whatever_happens_nothing_is_left(
                 ready(admission, worker_id, slots=2)
             elif what == "lost":
                 admission.worker_lost(worker_id)
-            else:
+            elif what == "cordon":
                 admission.cordon(worker_id)
+            else:
+                admission.avoid(worker_id, avoided=what == "avoid")
 
         ready(admission)
         async with trio.open_nursery() as nursery:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from gateway.dispatch import Dispatcher, Ticket
+from gateway.dispatch import Dispatcher, Ticket, WorkerSlots
 from gateway.errors import NoWorkerWanted, QueueFull
 
 NONE: frozenset[str] = frozenset()
@@ -240,7 +240,76 @@ def test_word_of_a_worker_that_is_not_there_changes_nothing() -> None:
     desk.worker_lost("x")
     desk.cordon("x")
     desk.worker_models("x", frozenset({"m"}))
-    assert (desk.uncordon("x"), desk.ready(), desk.inflight("x")) == ([], [], 0)
+    assert (desk.uncordon("x"), desk.avoid("x", avoided=True), desk.ready(), desk.inflight("x")) == ([], [], [], 0)
+
+
+# -- an avoided worker -----------------------------------------------------------------------------------------
+
+
+def test_a_ticket_waits_for_a_well_worker_rather_than_take_an_avoided_ones_slot() -> None:
+    desk = dispatcher()
+    ready(desk, "well")
+    ready(desk, "sick", 4, "m")
+    desk.avoid("sick", avoided=True)
+    first, second = arrived(desk), arrived(desk)
+    assert (place(first), place(second)) == ("well", None)
+    assert desk.cancel(first) == [second]
+    assert place(second) == "well"
+
+
+def test_an_avoided_worker_that_is_trusted_again_takes_up_what_waits() -> None:
+    desk = dispatcher()
+    ready(desk, "well")
+    ready(desk, "sick")
+    desk.avoid("sick", avoided=True)
+    _, second = arrived(desk), arrived(desk)
+    assert desk.avoid("sick", avoided=False) == [second]
+
+
+def test_a_fleet_in_which_all_are_avoided_still_serves() -> None:
+    desk = dispatcher()
+    for name in "ab":
+        ready(desk, name)
+        desk.avoid(name, avoided=True)
+    assert {place(arrived(desk)), place(arrived(desk))} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "gone", [lambda desk: desk.worker_lost("well"), lambda desk: desk.cordon("well"),
+             lambda desk: desk.avoid("well", avoided=True)],
+)  # fmt: skip
+def test_without_its_last_well_worker_the_fleet_falls_back_on_the_avoided_one(
+    gone: Callable[[Dispatcher], list[Ticket]],
+) -> None:
+    desk = dispatcher()
+    ready(desk, "well")
+    ready(desk, "sick")
+    desk.avoid("sick", avoided=True)
+    _, second = arrived(desk), arrived(desk)
+    assert gone(desk) == [second]
+    assert place(second) == "sick"
+
+
+def test_a_ticket_that_has_tried_every_well_worker_may_use_an_avoided_one() -> None:
+    desk = dispatcher()
+    ready(desk, "well")
+    ready(desk, "sick")
+    desk.avoid("sick", avoided=True)
+    ticket, behind = arrived(desk), arrived(desk)
+    assert ticket.lease is not None
+    ticket.excluded |= {ticket.lease.life}
+    assert desk.cancel(ticket) == [behind]
+    assert desk.arrive(ticket) == [ticket]
+    assert (place(behind), place(ticket)) == ("well", "sick")
+
+
+def test_a_new_life_is_not_avoided() -> None:
+    desk = dispatcher()
+    ready(desk, "well")
+    ready(desk, "sick")
+    desk.avoid("sick", avoided=True)
+    _, second = arrived(desk), arrived(desk)
+    assert ready(desk, "sick") == [second]
 
 
 # -- what always holds -----------------------------------------------------------------------------------------
@@ -250,7 +319,7 @@ MODELS = st.sampled_from(["m", "n", None])
 
 
 class Rush(RuleBasedStateMachine):
-    """Any order of arriving, cancelling, releasing, trying again, and workers coming and going."""
+    """Any order of arriving, cancelling, releasing, trying again, and workers coming, going and being avoided."""
 
     held: Bundle[Ticket] = Bundle("held")
 
@@ -260,18 +329,24 @@ class Rush(RuleBasedStateMachine):
         self.grants: dict[Ticket, int] = {}
         self.ended: set[Ticket] = set()
 
+    def may_use(self, ticket: Ticket, worker: WorkerSlots) -> bool:
+        """Whether the ticket may have a slot of the worker, be there one or not."""
+        others = [other for other in self.desk.ready() if other.life not in ticket.excluded and not other.cordoned]
+        wanted = [other for other in others if not other.avoided] or others
+        return worker in wanted
+
     def note(self, granted: list[Ticket]) -> None:
         for ticket in granted:
             assert ticket.lease is not None
             assert ticket not in self.desk.waiting
-            assert ticket.lease.life not in ticket.excluded
+            assert self.may_use(ticket, ticket.lease.worker)
             self.grants[ticket] += 1
 
     @rule(target=held, model=MODELS)
     def arrive(self, model: str | None) -> Ticket:
         ticket = Ticket(model)
         self.grants[ticket] = 0
-        free = any(worker.free for worker in self.desk.ready())
+        free = any(worker.free and self.may_use(ticket, worker) for worker in self.desk.ready())
         full = len(self.desk.waiting) >= self.desk.queue_size
         try:
             granted = self.desk.arrive(ticket)
@@ -297,7 +372,7 @@ class Rush(RuleBasedStateMachine):
             return
         ticket.excluded |= {ticket.lease.life}
         if noticed and any(worker.life == ticket.lease.life for worker in self.desk.ready()):
-            self.desk.worker_lost(ticket.lease.worker_id)
+            self.note(self.desk.worker_lost(ticket.lease.worker_id))
         self.note(self.desk.cancel(ticket))
         self.grants[ticket] = 0
         self.note(self.desk.arrive(ticket))
@@ -308,11 +383,15 @@ class Rush(RuleBasedStateMachine):
 
     @rule(name=WORKERS)
     def worker_lost(self, name: str) -> None:
-        self.desk.worker_lost(name)
+        self.note(self.desk.worker_lost(name))
 
     @rule(name=WORKERS)
     def cordon(self, name: str) -> None:
-        self.desk.cordon(name)
+        self.note(self.desk.cordon(name))
+
+    @rule(name=WORKERS, avoided=st.booleans())
+    def avoid(self, name: str, avoided: bool) -> None:
+        self.note(self.desk.avoid(name, avoided=avoided))
 
     @rule(name=WORKERS)
     def uncordon(self, name: str) -> None:
@@ -326,7 +405,7 @@ class Rush(RuleBasedStateMachine):
     def no_ticket_waits_beside_a_free_slot_that_it_could_use(self) -> None:
         for worker in self.desk.ready():
             if worker.free:
-                assert all(worker.life in ticket.excluded for ticket in self.desk.waiting)
+                assert not any(self.may_use(ticket, worker) for ticket in self.desk.waiting)
 
     @invariant()
     def the_queue_is_in_order_of_arrival(self) -> None:
