@@ -85,7 +85,7 @@ class Operator:
             "utilisation_percent": gpu.utilisation_percent,
             "temperature_c": gpu.temperature_c,
             "power_w": gpu.power_w,
-            "processes": [{"pid": p.pid, "memory_bytes": p.memory_bytes} for p in gpu.processes],
+            "processes": [{"pid": p.pid, "memory_bytes": p.memory_bytes} for p in gpu.processes or ()],
             "workers": workers,
             "verdict": "quarantined" if quarantined else "faulty" if gpu.fault else "well",
             "fault": gpu.fault,
@@ -133,7 +133,8 @@ class Operator:
     def _gpu_memory(self, worker: Worker, usage: Usage) -> int | None:
         if worker.spec.placement == CPU:
             return None
-        processes = [p for gpu in self._gpus().gpus if gpu.uuid == worker.spec.placement for p in gpu.processes]
+        here = [gpu for gpu in self._gpus().gpus if gpu.uuid == worker.spec.placement]
+        processes = [process for gpu in here for process in gpu.processes or ()]
         return sum(p.memory_bytes or 0 for p in processes if p.pid in usage.pids)
 
     # -- orders --------------------------------------------------------------------------------------------------

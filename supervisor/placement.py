@@ -40,6 +40,16 @@ class GpuFacts(Protocol):
         ...
 
     @property
+    def mig_of(self) -> str | None:
+        """For a MIG device the UUID of its GPU; its index is that GPU's."""
+        ...
+
+    @property
+    def mig_devices(self) -> bool:
+        """Whether it is split into MIG devices, so that only they compute."""
+        ...
+
+    @property
     def fault(self) -> str | None:
         """What is wrong with it; None while it answers."""
         ...
@@ -49,22 +59,33 @@ Found = TypeVar("Found", bound=GpuFacts)
 
 
 def find_gpu(wanted: str | int, gpus: Sequence[Found]) -> Found:
-    """Return the GPU that `wanted` names: an index, a UUID, or a beginning of exactly one UUID.
+    """Return the GPU or MIG device that `wanted` names.
 
-    Raises UnknownGpu, which lists the GPUs that exist.
+    An index is a whole GPU, INDEX:N the GPU's MIG device number N (from 0). Else it is a UUID, or a beginning of
+    exactly one. Raises UnknownGpu, which lists the GPUs that exist.
     """
     text = str(wanted).strip()
-    if text.isdecimal():
-        hits = [gpu for gpu in gpus if gpu.index == int(text)]
+    index, colon, number = text.partition(":")
+    if index.isdecimal() and (not colon or number.isdecimal()):
+        hits = [gpu for gpu in gpus if gpu.index == int(index) and (gpu.mig_of is not None) == bool(colon)]
+        hits = hits[int(number) : int(number) + 1] if colon else hits
     else:
         hits = [gpu for gpu in gpus if text and gpu.uuid.lower() == text.lower()] or [
             gpu for gpu in gpus if text and gpu.uuid.lower().startswith(text.lower())
         ]
     if len(hits) == 1:
         return hits[0]
-    there = ", ".join(f"{gpu.index} ({gpu.uuid}, {gpu.name})" for gpu in gpus) or "none; only cpu"
+    there = ", ".join(f"{_number(gpu, gpus)} ({gpu.uuid}, {gpu.name})" for gpu in gpus) or "none; only cpu"
     problem = f"{text!r} is the beginning of {len(hits)} GPUs" if hits else f"there is no GPU {text!r}"
     raise UnknownGpu(f"{problem}; GPUs here: {there}")
+
+
+def _number(gpu: GpuFacts, gpus: Sequence[GpuFacts]) -> str:
+    """The number by which find_gpu knows it: INDEX, or INDEX:N."""
+    if gpu.mig_of is None:
+        return str(gpu.index)
+    devices = [other.uuid for other in gpus if other.mig_of is not None and other.index == gpu.index]
+    return f"{gpu.index}:{devices.index(gpu.uuid)}"
 
 
 def place(
@@ -77,8 +98,8 @@ def place(
     """Return where `count` new workers go.
 
     `wanted` None spreads them: each goes to the GPU with the fewest workers, then the one with the most free
-    memory; to the CPU when the machine has no GPU. A faulty GPU is the last choice. `placed` are the placements
-    of the workers there are.
+    memory; to the CPU when the machine has no GPU. A faulty GPU is the last choice. MIG devices count as GPUs, and
+    a GPU that is split into them is none. `placed` are the placements of the workers there are.
 
     Raises UnknownGpu, and NoRoom when every GPU that would do is quarantined or has never told its UUID.
     """
@@ -88,14 +109,20 @@ def place(
         gpu = find_gpu(wanted, gpus)
         if not gpu.uuid:
             raise NoRoom(_unusable(gpu))
-        if gpu.uuid in quarantined:
-            raise NoRoom(f"GPU {gpu.index} ({gpu.uuid}) is quarantined; release it first, or name another")
+        if gpu.mig_devices:
+            devices = [f"{_number(part, gpus)} ({part.uuid})" for part in gpus if part.mig_of == gpu.uuid]
+            raise NoRoom(
+                f"GPU {gpu.index} is split by MIG and cannot be used as a whole; name one of its MIG devices: "
+                + (", ".join(devices) or "there is none yet (nvidia-smi mig -cgi … -C makes them)")
+            )
+        if _quarantined(gpu, quarantined):
+            raise NoRoom(f"GPU {_number(gpu, gpus)} ({gpu.uuid}) is quarantined; release it first, or name another")
         return [Placement(gpu.uuid)] * count
     if not gpus:
         return [CPU] * count
-    well = [gpu for gpu in gpus if gpu.uuid and gpu.uuid not in quarantined]
+    well = [gpu for gpu in gpus if _whole(gpu) and not _quarantined(gpu, quarantined)]
     if not well:
-        raise NoRoom("every GPU is quarantined or does not answer; release one first, or ask for cpu")
+        raise NoRoom("every GPU is quarantined or cannot be used; release one first, or ask for cpu")
     load = Counter(placed)
     chosen: list[Placement] = []
     for _ in range(count):
@@ -118,12 +145,12 @@ def wanted_fleet(
 ) -> tuple[list[Placement], list[str]]:
     """Return the placements that the WORKERS setting asks for, and a line for each part that cannot be had.
 
-    None is `auto`: one worker per GPU, or `cpu_workers` on the CPU of a machine that has none. A GPU that is
-    missing does not keep the others from working: its line is for the log.
+    None is `auto`: one worker per GPU or MIG device, or `cpu_workers` on the CPU of a machine that has none. A GPU
+    that is missing does not keep the others from working: its line is for the log.
     """
     if workers is None:
         silent = [f"WORKERS: {_unusable(gpu)}" for gpu in gpus if not gpu.uuid]
-        return ([Placement(gpu.uuid) for gpu in gpus if gpu.uuid] if gpus else [CPU] * cpu_workers), silent
+        return ([Placement(gpu.uuid) for gpu in gpus if _whole(gpu)] if gpus else [CPU] * cpu_workers), silent
     placements: list[Placement] = []
     faults: list[str] = []
     for wanted, count in workers:
@@ -132,6 +159,15 @@ def wanted_fleet(
         except (UnknownGpu, NoRoom) as error:
             faults.append(f"WORKERS: {error}")
     return placements, faults
+
+
+def _whole(gpu: GpuFacts) -> bool:
+    """Whether a worker can be pinned to it: it has a UUID and is not split into MIG devices."""
+    return bool(gpu.uuid) and not gpu.mig_devices
+
+
+def _quarantined(gpu: GpuFacts, quarantined: frozenset[str]) -> bool:
+    return gpu.uuid in quarantined or gpu.mig_of in quarantined
 
 
 def _unusable(gpu: GpuFacts) -> str:

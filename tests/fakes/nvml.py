@@ -36,7 +36,11 @@ def build_fake_nvml(directory: Path) -> Path:
 
 @dataclass(slots=True)
 class FakeGpu:
-    """One line of the state. None is "not supported"; `ret` is what NVML returns for this GPU (15: lost)."""
+    """One line of the state. None is "not supported"; `ret` is what NVML returns for this GPU (15: lost).
+
+    `throttle`: clock event reasons. `recovery`: field 230. `ecc`: uncorrected errors. `mig`: "1" in MIG mode, or, of
+    a MIG device, the UUID of its GPU.
+    """
 
     uuid: str
     name: str = "Fake H200"
@@ -48,11 +52,23 @@ class FakeGpu:
     ret: int = 0
     processes: dict[int, int | None] = field(default_factory=dict)  # pid -> MiB
     xid: int = 0
+    throttle: int | None = None
+    remap_pending: int | None = None
+    recovery: int | None = None
+    ecc: int | None = None
+    mig: str = ""
 
     def line(self) -> str:
         processes = ",".join(f"{pid}:{_number(mib)}" for pid, mib in self.processes.items())
         head = (self.total_mib, self.used_mib, self.utilisation_percent, self.temperature_c, self.milliwatt)
-        return "|".join((self.uuid, self.name, *map(_number, head), str(self.ret), processes, str(self.xid)))
+        tail = (self.throttle, self.remap_pending, self.recovery, self.ecc)
+        fields = (*map(_number, head), str(self.ret), processes, str(self.xid), *map(_number, tail), self.mig)
+        return "|".join((self.uuid, self.name, *fields))
+
+
+def fake_mig_device(uuid: str, parent: str, total_mib: int = 20_000) -> FakeGpu:
+    """A MIG device as drivers show it: memory and processes, nothing that belongs to the whole GPU."""
+    return FakeGpu(uuid, "Fake H200 MIG 1g.18gb", total_mib, 100, None, None, None, mig=parent)
 
 
 @dataclass(slots=True)

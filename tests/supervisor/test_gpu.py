@@ -101,7 +101,7 @@ async def test_a_driver_that_lacks_a_function_is_read_without_it(
     library = pynvml.nvmlLib
     monkeypatch.setattr(pynvml, "nvmlLib", OldLibrary())
     gpu = (await GpuReader().read()).gpus[0]
-    assert (gpu.power_w, gpu.processes, gpu.temperature_c, gpu.fault) == (None, (), 35, None)
+    assert (gpu.power_w, gpu.processes, gpu.temperature_c, gpu.fault) == (None, None, 35, None)
 
 
 async def test_a_lost_gpu_keeps_its_place_and_comes_back(fake: FakeNvml) -> None:
@@ -116,7 +116,7 @@ async def test_a_lost_gpu_keeps_its_place_and_comes_back(fake: FakeNvml) -> None
     assert reading.fault is None
     lost = reading.gpus[0]
     assert lost == Gpu(
-        0, GPU_A, "Fake H200", 143_771 * MIB, 0, None, None, None, (), "the GPU is lost: the driver cannot reach it"
+        0, GPU_A, "Fake H200", 143_771 * MIB, 0, None, None, None, None, "the GPU is lost: the driver cannot reach it"
     )
     assert reading.gpus[1] == healthy.gpus[1]
 
@@ -158,9 +158,10 @@ async def test_nvml_is_opened_anew_now_and_then_while_a_gpu_is_faulty(
     fake.gpus[0].ret, fake.init = LOST, MISMATCH  # the second shows when NVML is opened
     fake.write()
     assert (await reader.read()).fault is None
-    mock_clock.jump(29)
+    mock_clock.jump(30)
     assert (await reader.read()).fault is None
-    mock_clock.jump(1)
+    assert reader.letting_go(), "first others are asked to let go: an open NVML is not opened anew"
+    mock_clock.jump(2)
     assert "different versions" in str((await reader.read()).fault)
 
 

@@ -19,6 +19,8 @@ class Card:
     memory_total_bytes: int = 100
     memory_used_bytes: int = 0
     fault: str | None = None
+    mig_of: str | None = None
+    mig_devices: bool = False
 
 
 A, B, C = Card(0, "GPU-aaaa-1"), Card(1, "GPU-aabb-2"), Card(2, "GPU-cccc-3")
@@ -121,6 +123,43 @@ def test_a_gpu_that_is_missing_does_not_keep_the_others_from_working() -> None:
     assert placements == [A.uuid]
     assert len(faults) == 2
     assert all(fault.startswith("WORKERS: ") for fault in faults)
+
+
+SPLIT = Card(0, "GPU-aaaa-1", mig_devices=True)
+PART_0, PART_1 = (Card(0, f"MIG-{end}", "MIG 1g", 20, mig_of=SPLIT.uuid) for end in ("0aaa", "0bbb"))
+SPLIT_CARDS = [SPLIT, PART_0, PART_1, B]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("0:0", PART_0), ("0:1", PART_1), ("MIG-0a", PART_0), ("mig-0BBB", PART_1), (0, SPLIT), ("1", B)],
+)
+def test_a_mig_device_is_found_by_uuid_or_number(wanted: str | int, found: Card) -> None:
+    assert find_gpu(wanted, SPLIT_CARDS) is found
+
+
+@pytest.mark.parametrize("wanted", ["0:2", "1:0", "0:", ":0", "0:x", "0:-1", "MIG-0"])
+def test_a_mig_device_that_is_not_there_is_refused_with_those_that_are(wanted: str) -> None:
+    with pytest.raises(UnknownGpu, match=r"0:0 \(MIG-0aaa, MIG 1g\), 0:1 \(MIG-0bbb, MIG 1g\), 1 \(GPU-aabb-2"):
+        find_gpu(wanted, SPLIT_CARDS)
+
+
+def test_mig_devices_take_workers_like_gpus_and_their_gpu_never_does() -> None:
+    assert Counter(place(None, 6, SPLIT_CARDS, [])) == {PART_0.uuid: 2, PART_1.uuid: 2, B.uuid: 2}
+    assert place("0:1", 1, SPLIT_CARDS, []) == [PART_1.uuid]
+    assert wanted_fleet(None, SPLIT_CARDS, 1) == ([PART_0.uuid, PART_1.uuid, B.uuid], [])
+    assert wanted_fleet((("0:0", 2),), SPLIT_CARDS, 1) == ([PART_0.uuid] * 2, [])
+    with pytest.raises(NoRoom, match=r"split by MIG .* one of its MIG devices: 0:0 \(MIG-0aaa\), 0:1 \(MIG-0bbb\)"):
+        place(0, 1, SPLIT_CARDS, [])
+    with pytest.raises(NoRoom, match="there is none yet"):
+        place(0, 1, [SPLIT, B], [])
+
+
+@pytest.mark.parametrize("quarantined", [{SPLIT.uuid}, {PART_0.uuid, PART_1.uuid}])
+def test_the_mig_devices_of_a_quarantined_gpu_take_no_worker(quarantined: set[str]) -> None:
+    assert place(None, 2, SPLIT_CARDS, [], frozenset(quarantined)) == [B.uuid] * 2
+    with pytest.raises(NoRoom, match=r"GPU 0:0 \(MIG-0aaa\) is quarantined"):
+        place("0:0", 1, SPLIT_CARDS, [], frozenset(quarantined))
 
 
 @given(
