@@ -1,0 +1,219 @@
+"""The GPUs' events through the real nvidia-ml-py and a driver that is a text file."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pynvml
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from supervisor.gpu_events import GpuEvent, watch_events
+from tests.fakes.nvml import GPU_A, GPU_B, FakeNvml, build_fake_nvml, fake_mig_device
+
+LOST, MISMATCH = 15, 18
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_fake_nvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
+    monkeypatch.setattr("supervisor.gpu_events.WAIT_MS", 100)  # a test's end waits for its thread
+    driver = FakeNvml(library, tmp_path / "nvml.state")
+    with driver.loaded():
+        yield driver
+        driver.hang_ms = 0
+        driver.write()
+        while event_threads():  # an abandoned one would go on into the next test's driver
+            threading.Event().wait(0.01)
+
+
+def event_threads() -> int:
+    return sum(thread.name == "nvml-events" for thread in threading.enumerate())
+
+
+def nvml_is_open() -> bool:
+    try:
+        pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError_Uninitialized:
+        return False
+    return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def watching(
+    *, retry_s: float = 30.0, letting_go: Callable[[], bool] = lambda: False
+) -> AsyncIterator[trio.MemoryReceiveChannel[GpuEvent]]:
+    """Within the block the events are watched; gives the channel in which they arrive."""
+    send, receive = trio.open_memory_channel[GpuEvent](1000)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(watch_events, send.send_nowait, retry_s=retry_s, letting_go=letting_go))
+        yield receive
+        nursery.cancel_scope.cancel()
+
+
+async def next_event(channel: trio.MemoryReceiveChannel[GpuEvent]) -> GpuEvent:
+    with trio.fail_after(20):
+        return await channel.receive()
+
+
+async def test_an_xid_is_told_with_its_gpu(fake: FakeNvml) -> None:
+    async with watching() as channel:
+        fake.gpus[1].xid = 79
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_B, "xid", 79)
+        fake.gpus[0].xid = 31
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "xid", 31)
+
+
+async def test_ecc_errors_and_recovery_actions_are_told_where_the_gpu_supports_it(fake: FakeNvml) -> None:
+    fake.gpus[0].ecc, fake.gpus[0].recovery = 0, 0
+    fake.write()
+    async with watching() as channel:
+        fake.gpus[0].ecc = 1
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "ecc")
+        fake.gpus[0].recovery = 1
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "recovery")
+
+
+async def test_an_xid_of_a_split_gpu_is_told_of_the_whole_one(fake: FakeNvml) -> None:
+    fake.gpus[0].mig = "1"
+    fake.gpus.append(fake_mig_device("MIG-1", GPU_A))
+    fake.write()
+    async with watching() as channel:
+        fake.gpus[0].xid = 94
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "xid", 94)
+
+
+async def test_a_lost_gpu_is_told_once_and_the_others_go_on(fake: FakeNvml) -> None:
+    async with watching() as channel:
+        fake.gpus[0].ret = LOST
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "lost")
+        fake.gpus[1].xid = 13
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_B, "xid", 13)
+
+
+async def test_an_xid_is_told_before_its_gpu_is_lost(fake: FakeNvml) -> None:
+    async with watching() as channel:
+        fake.gpus[1].xid, fake.gpus[1].ret = 79, LOST
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_B, "xid", 79), "it cannot tell its UUID any more"
+        assert await next_event(channel) == GpuEvent(GPU_B, "lost")
+
+
+async def test_a_gpu_that_comes_back_is_watched_again(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with watching() as channel:
+        fake.gpus[0].ret = LOST
+        fake.write()
+        assert (await next_event(channel)).kind == "lost"
+        monkeypatch.setattr("supervisor.gpu_events.LIST_EVERY_S", 0.0)
+        fake.gpus[0].ret = 0
+        fake.write()
+        xid = 13
+        with trio.fail_after(20):  # until it is registered its Xids are not heard
+            while channel.statistics().current_buffer_used == 0:
+                xid = 31 if xid == 13 else 13
+                fake.gpus[0].xid = xid
+                fake.write()
+                await trio.sleep(0.2)
+        assert (await next_event(channel)).uuid == GPU_A
+
+
+@pytest.mark.parametrize("init", [MISMATCH, 9])
+async def test_a_driver_that_refuses_is_asked_again(fake: FakeNvml, init: int) -> None:
+    fake.init = init
+    fake.write()
+    async with watching(retry_s=0.05):
+        assert not nvml_is_open()
+        fake.init = 0
+        fake.write()
+        await until(nvml_is_open)
+
+
+async def test_without_a_library_it_is_looked_for_now_and_then(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    tried: list[float] = []
+
+    def refuse() -> None:
+        tried.append(trio.from_thread.run_sync(trio.current_time))
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    async with watching(retry_s=30.0):
+        for expected in ([0, 0], [30], [60], [90]):  # at first once to count as started, and once to wait
+            while len(tried) < len(expected) or event_threads():
+                await wait_all_tasks_blocked(0.01)
+            await wait_all_tasks_blocked(0.05)
+            assert tried == expected
+            tried.clear()
+            mock_clock.jump(30)
+
+
+async def test_a_stuck_nvml_delays_neither_the_start_nor_the_loop_nor_the_end(
+    fake: FakeNvml, mock_clock: MockClock
+) -> None:
+    mock_clock.rate = 20  # five seconds of patience in a quarter of one
+    fake.hang_ms = 60_000
+    fake.write()
+    with trio.fail_after(1000):
+        async with watching():
+            await trio.sleep(10)
+            assert event_threads() == 1
+
+
+async def test_after_nvml_was_stuck_events_are_heard_again(fake: FakeNvml) -> None:
+    async with watching() as channel:
+        fake.hang_ms = 60_000
+        fake.write()
+        await trio.sleep(0.1)
+        fake.hang_ms = 0
+        fake.write()
+        fake.gpus[0].xid = 31
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "xid", 31)
+
+
+async def test_nvml_is_let_go_when_somebody_is_about_to_open_it_anew(fake: FakeNvml) -> None:
+    asked = [True]
+    async with watching(letting_go=lambda: asked[0]) as channel:
+        await until(lambda: not nvml_is_open())
+        asked[0] = False
+        await until(nvml_is_open)
+        asked[0] = True
+        await until(lambda: not nvml_is_open())
+        assert channel.statistics().current_buffer_used == 0
+
+
+async def test_the_end_lets_nvml_go(fake: FakeNvml) -> None:
+    async with watching():
+        assert nvml_is_open()
+    await until(lambda: not event_threads())
+    assert not nvml_is_open()
+
+
+async def test_events_hold_nvml_open_beside_others(fake: FakeNvml) -> None:
+    pynvml.nvmlInit()
+    async with watching():
+        pass
+    await until(lambda: not event_threads())
+    assert nvml_is_open(), "each nvmlShutdown ends one nvmlInit"
+    pynvml.nvmlShutdown()
