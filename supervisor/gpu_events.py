@@ -5,6 +5,7 @@ blocks, so one worker thread does it, at most a second at a time; a stuck NVML c
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -58,14 +59,14 @@ async def watch_events(
     events = _Events()
     limiter = trio.CapacityLimiter(1)  # an abandoned thread keeps its token: there is never a second one
 
-    async def in_thread(call: Callable[..., list[GpuEvent]], *arguments: Any) -> list[GpuEvent]:
+    async def in_thread(call: Callable[[float], list[GpuEvent]]) -> list[GpuEvent]:
         return await trio.to_thread.run_sync(
-            call, *arguments, thread_name="nvml-events", abandon_on_cancel=True, limiter=limiter
+            events.run, call, trio.current_time(), thread_name="nvml-events", abandon_on_cancel=True, limiter=limiter
         )
 
     try:
         with trio.move_on_after(PATIENCE_S):
-            await in_thread(events.look, trio.current_time())
+            await in_thread(events.look)
         task_status.started()
         pause_s = FIRST_RETRY_S
         while True:
@@ -73,7 +74,7 @@ async def watch_events(
                 await in_thread(events.close)
                 await trio.sleep(FIRST_RETRY_S)
                 continue
-            found = await in_thread(events.wait, trio.current_time())
+            found = await in_thread(events.wait)
             for event in found:
                 publish(event)
             if events.problem is None:
@@ -84,17 +85,15 @@ async def watch_events(
                 await trio.sleep(retry_s if events.no_library else min(pause_s, retry_s))
                 pause_s = min(2 * pause_s, retry_s)
     finally:
-        events.ending = True  # a thread that is waiting lets NVML go by itself
-        if not limiter.borrowed_tokens:
+        if not events.end():
             with trio.move_on_after(PATIENCE_S, shield=True):
                 await in_thread(events.close)
 
 
 @dataclass(slots=True)
 class _Events:
-    """One event set, and NVML held open for it. All of it blocks; used by one thread at a time."""
+    """One event set, and NVML held open for it. All but `end` blocks, and is used by one thread at a time."""
 
-    ending: bool = False
     problem: str | None = None
     no_library: bool = False
     _is_open: bool = False
@@ -102,6 +101,28 @@ class _Events:
     _listed_at: float = 0.0
     _handles: dict[str, Any] = field(default_factory=dict)
     _uuids: dict[int | None, str] = field(default_factory=dict)
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # held for an instant, never during a call of NVML
+    _busy: bool = False
+    _ending: bool = False
+
+    def run(self, call: Callable[[float], list[GpuEvent]], now: float) -> list[GpuEvent]:
+        """Make one call; when the end has come meanwhile, close."""
+        with self._lock:
+            self._busy = True
+        try:
+            return [] if self._ending else call(now)
+        finally:
+            with self._lock:
+                self._busy = False
+            if self._ending:
+                self.close(now)
+
+    def end(self) -> bool:
+        """Let the thread that is in a call close by itself, at that call's end; return whether there is one."""
+        with self._lock:
+            self._ending = True
+            return self._busy
 
     def look(self, now: float) -> list[GpuEvent]:
         """Register the GPUs, if they are others than before. Afterwards `problem` is why none is watched, or None."""
@@ -117,22 +138,22 @@ class _Events:
                 self.problem = "no GPU has events to watch"
         except pynvml.NVMLError as error:
             self._fail(error)
-        return self._ended([])
+        return []
 
     def wait(self, now: float) -> list[GpuEvent]:
         """Return what happens within a second; an event, or trouble, ends the wait."""
         self.look(now)
-        if self.problem is not None or self.ending:
+        if self.problem is not None:
             return []
         try:
             data = pynvml.nvmlEventSetWait_v2(self._set, WAIT_MS)
         except pynvml.NVMLError_Timeout:
-            return self._ended([])
+            return []
         except pynvml.NVMLError as error:
-            return self._ended(self._lost_or_failed(error, now))
-        return self._ended(self._understood(data))
+            return self._lost_or_failed(error, now)
+        return self._understood(data)
 
-    def close(self) -> list[GpuEvent]:
+    def close(self, _now: float = 0.0) -> list[GpuEvent]:
         """Let NVML go."""
         self._forget_set()
         if self._is_open:
@@ -142,11 +163,6 @@ class _Events:
             except pynvml.NVMLError as error:  # nothing is left to be done about it
                 log.debug("NVML did not shut down", error=str(error))
         return []
-
-    def _ended(self, found: list[GpuEvent]) -> list[GpuEvent]:
-        if self.ending:
-            self.close()
-        return found
 
     def _fail(self, error: pynvml.NVMLError) -> None:
         self.problem = sentence(error)
