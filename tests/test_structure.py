@@ -21,6 +21,7 @@ PURE = {
         "xid",
         "gpu_reading",
         "gpu_health",
+        "gpu_state",
     },
     "gateway": {"errors", "ollama", "dispatch", "headers"},
 }
