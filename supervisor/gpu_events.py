@@ -134,8 +134,9 @@ class _Events:
             if self._set is None or now - self._listed_at >= LIST_EVERY_S:
                 self._listed_at = now
                 self._register(_list_gpus())
-            if not self._uuids:
+            if not self._uuids:  # NVML is not held open meanwhile: open, it need not notice that a GPU comes back
                 self.problem = "no GPU has events to watch"
+                self.close()
         except pynvml.NVMLError as error:
             self._fail(error)
         return []

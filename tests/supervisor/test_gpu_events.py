@@ -3,6 +3,7 @@
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from supervisor.gpu import GpuReader
 from supervisor.gpu_events import GpuEvent, watch_events
+from supervisor.gpu_health import Decision, GpuKeeper, Note, Quarantine, Release
 from tests.fakes.nvml import GPU_A, GPU_B, FakeNvml, build_fake_nvml, fake_mig_device
 
 LOST, MISMATCH = 15, 18
@@ -217,3 +220,78 @@ async def test_events_hold_nvml_open_beside_others(fake: FakeNvml) -> None:
     await until(lambda: not event_threads())
     assert nvml_is_open(), "each nvmlShutdown ends one nvmlInit"
     pynvml.nvmlShutdown()
+
+
+async def test_where_no_gpu_is_left_nvml_is_not_held_open(fake: FakeNvml) -> None:
+    del fake.gpus[1]
+    fake.write()
+    async with watching(retry_s=0.05) as channel:
+        fake.gpus[0].ret = LOST
+        fake.write()
+        assert await next_event(channel) == GpuEvent(GPU_A, "lost")
+        await until(lambda: not nvml_is_open())
+        fake.gpus[0].ret = 0
+        fake.write()
+        await until(nvml_is_open)
+
+
+async def test_while_a_gpu_is_faulty_nvml_is_really_opened_anew(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.nvml.LET_GO_S", 0.5)
+    reader = GpuReader(retry_s=0.1)
+    shut = pynvml.nvmlShutdown
+    all_shut = threading.Event()
+
+    def shut_and_look() -> None:
+        shut()
+        if not nvml_is_open():
+            all_shut.set()
+
+    async with watching(letting_go=reader.letting_go):
+        monkeypatch.setattr(pynvml, "nvmlShutdown", shut_and_look)
+        await reader.read()
+        fake.gpus[0].ret = LOST
+        fake.write()
+        with trio.fail_after(20):
+            while not all_shut.is_set():
+                await reader.read()
+                await trio.sleep(0.02)
+        await until(nvml_is_open)
+    await reader.close()
+
+
+async def test_a_driver_that_hangs_for_a_minute_quarantines_nothing(fake: FakeNvml) -> None:
+    keeper, reader, now = GpuKeeper(), GpuReader(timeout_s=2.0), 0.0
+
+    async def readings(count: int) -> list[Decision]:
+        nonlocal now
+        decided: list[Decision] = []
+        for _ in range(count):
+            now += 1
+            decided += keeper.observe(await reader.read(), now, datetime(2026, 1, 2, tzinfo=UTC))
+        return decided
+
+    async with watching() as channel:
+        assert await readings(2) == []
+        fake.hang_ms = 60_000
+        fake.write()
+        assert [type(decision) for decision in await readings(60)] == [Note]
+        assert keeper.verdict(GPU_A, now).verdict == "faulty"
+        fake.hang_ms = 0
+        fake.write()
+        with trio.fail_after(20):
+            while (await reader.read()).fault is not None:
+                await trio.sleep(0.01)
+        assert await readings(1) == [Note("", "NVML answers again", "info")]
+        fake.gpus[1].xid, fake.gpus[1].ret = 79, LOST
+        fake.write()
+        event = await next_event(channel)
+        assert keeper.event(event, now, datetime(2026, 1, 2, tzinfo=UTC)) == [
+            Quarantine(GPU_B, "Xid 79: GPU has fallen off the bus", drain=False)
+        ]
+        assert await readings(5) == []
+        fake.gpus[1].ret = 0
+        fake.write()
+        assert [type(decision) for decision in await readings(31)] == [Release]
+    await reader.close()

@@ -408,7 +408,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(STEPS, st.booleans())
 def test_whatever_happens_a_gpu_that_is_well_comes_back_and_nothing_is_told_twice(
     steps: list[tuple[str, str, object]], reset: bool
