@@ -68,7 +68,10 @@ def find_gpu(wanted: str | int, gpus: Sequence[Found]) -> Found:
     index, colon, number = text.partition(":")
     if index.isdecimal() and (not colon or number.isdecimal()):
         hits = [gpu for gpu in gpus if gpu.index == int(index) and (gpu.mig_of is not None) == bool(colon)]
-        hits = hits[int(number) : int(number) + 1] if colon else hits
+        if colon:
+            hits = hits[int(number) : int(number) + 1]
+        elif len(hits) > 1:  # one that is gone keeps its place, though the driver counts anew
+            hits = [gpu for gpu in hits if gpu.fault is None]
     else:
         hits = [gpu for gpu in gpus if text and gpu.uuid.lower() == text.lower()] or [
             gpu for gpu in gpus if text and gpu.uuid.lower().startswith(text.lower())

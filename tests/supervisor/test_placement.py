@@ -64,6 +64,12 @@ def test_an_exact_uuid_wins_over_a_longer_one() -> None:
     assert find_gpu("GPU-cccc-3", [mig, C]) is C
 
 
+def test_an_index_is_the_gpu_that_answers_to_it_now() -> None:
+    gone = Card(0, "GPU-gone", fault="the driver no longer lists the GPU")
+    assert find_gpu(0, [A, gone]) is A
+    assert find_gpu("GPU-gone", [A, gone]) is gone
+
+
 def test_a_gpu_that_never_told_its_uuid_is_found_by_its_index_alone_and_gets_no_worker() -> None:
     silent = Card(3, "", "unknown GPU", fault="the GPU is lost: the driver cannot reach it")
     assert find_gpu(3, [A, silent]) is silent
