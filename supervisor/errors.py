@@ -42,3 +42,7 @@ class NotUnderstood(SupervisorError):
 
 class ModelUnavailable(SupervisorError):
     """A required model is not in the store and could not be brought there; the text has Ollama's reason."""
+
+
+class NotAChatModel(SupervisorError):
+    """A model does not generate text (it only embeds): one token cannot be asked of it."""

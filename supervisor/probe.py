@@ -1,22 +1,38 @@
 """What a worker says when asked: HTTP on loopback, and who owns its port."""
 
+import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import httpx
 import psutil
 import trio
 
-from supervisor.errors import StartFailed
+from supervisor.ask import Asker
+from supervisor.errors import NotAChatModel, StartFailed
 
 PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One model as /api/ps lists it. `context_length` is None in versions that do not tell."""
+
+    name: str
+    size_bytes: int
+    size_vram_bytes: int
+    expires_at: datetime | None
+    context_length: int | None
 
 
 class Prober:
     """Asks workers by port. One for the whole supervisor; close it with `aclose`."""
 
     def __init__(self) -> None:
+        self._asker = Asker()
         # trust_env off: a proxy from the environment must never stand between Chimera and its own workers
         self._client = httpx.AsyncClient(
             trust_env=False, timeout=PROBE_TIMEOUT_S, limits=httpx.Limits(max_connections=None)
@@ -24,38 +40,65 @@ class Prober:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._asker.close()
         await self._client.aclose()
 
-    async def version(self, port: int) -> str | None:
+    async def version(self, port: int, timeout_s: float | None = None) -> str | None:
         """Return the version of the Ollama on `port`, or None when it gives no good answer in time."""
+        answer = await self._json(port, "/api/version", PROBE_TIMEOUT_S if timeout_s is None else timeout_s)
+        return str(answer["version"]) if isinstance(answer, dict) and "version" in answer else None
+
+    async def ps(self, port: int) -> tuple[Loaded, ...] | None:
+        """Return the models loaded on `port`, or None when it gives no good answer in time."""
+        answer = await self._json(port, "/api/ps", PROBE_TIMEOUT_S)
         try:
-            return str((await self._json(port, "/api/version"))["version"])
-        except (KeyError, TypeError):
+            return tuple(_loaded(model) for model in answer["models"] or [])
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
     async def models(self, port: int) -> frozenset[str] | None:
         """Return the names of the models loaded on `port`, or None when it gives no good answer in time."""
-        return await self._names(port, "/api/ps")
+        loaded = await self.ps(port)
+        return None if loaded is None else frozenset(model.name for model in loaded)
 
     async def stored(self, port: int) -> frozenset[str] | None:
         """Return the names of the models in the store, or None when the primary gives no good answer in time."""
-        return await self._names(port, "/api/tags")
-
-    async def _names(self, port: int, path: str) -> frozenset[str] | None:
+        answer = await self._json(port, "/api/tags", PROBE_TIMEOUT_S)
         try:
-            return frozenset(str(model["name"]) for model in (await self._json(port, path))["models"] or [])
+            return frozenset(str(model["name"]) for model in answer["models"] or [])
         except (KeyError, TypeError):
             return None
 
-    async def _json(self, port: int, path: str) -> Any:
+    async def _json(self, port: int, path: str, timeout_s: float) -> Any:
         """Return what was answered, None when that was nothing good in time."""
-        with trio.move_on_after(PROBE_TIMEOUT_S):  # httpx's own timeout begins anew with every byte
+        with trio.move_on_after(timeout_s):
+            body = await self._asker.get(port, path)
             try:
-                answer = await self._client.get(f"http://127.0.0.1:{port}{path}")
-                return answer.json() if answer.status_code == 200 else None
-            except (httpx.HTTPError, ValueError):  # ValueError: neither JSON nor text
+                return None if body is None else json.loads(body)
+            except (ValueError, RecursionError):
                 return None
         return None
+
+    async def canary(
+        self, port: int, model: str, *, context_length: int | None, keep_alive: str | int, timeout_s: float
+    ) -> str | None:
+        """Ask a loaded model for one token; return None when it came, else what went wrong, in one sentence.
+
+        `context_length` is what the model is loaded with, where known: another one would make Ollama load it anew
+        (ollama#8903). Raises NotAChatModel for a model that does not generate text.
+        """
+        options = {"num_predict": 1} | ({"num_ctx": context_length} if context_length else {})
+        body = {"model": model, "prompt": "hi", "raw": True, "stream": False, "keep_alive": keep_alive}
+        with trio.move_on_after(timeout_s):  # httpx's own timeout begins anew with every byte
+            try:
+                url = f"http://127.0.0.1:{port}/api/generate"
+                answer = await self._client.post(url, json=body | {"options": options}, timeout=timeout_s)
+            except httpx.HTTPError as error:
+                return f"the connection broke: {str(error) or type(error).__name__}"
+            if answer.status_code == 400:
+                raise NotAChatModel(f"{model} generates no text")
+            return None if answer.status_code == 200 else f"it answered {answer.status_code}"
+        return f"no token came within {timeout_s:g} s"
 
     async def load(self, port: int, model: str, timeout_s: float) -> None:
         """Load a model; returns when it is loaded.
@@ -79,6 +122,26 @@ class Prober:
             if answer.status_code != 400:
                 break
         raise StartFailed(f"{model} cannot be loaded: {reason}")
+
+
+def _loaded(model: Mapping[str, Any]) -> Loaded:
+    context = model.get("context_length")
+    return Loaded(
+        name=str(model["name"]),
+        size_bytes=int(model.get("size") or 0),
+        size_vram_bytes=int(model.get("size_vram") or 0),
+        expires_at=_moment(model.get("expires_at")),
+        context_length=context if isinstance(context, int) and context > 0 else None,
+    )
+
+
+def _moment(text: object) -> datetime | None:
+    """Return Go's RFC 3339 time, which has up to nine digits of a second; None for what is none."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 async def owns_port(pid: int, port: int) -> bool:

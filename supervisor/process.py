@@ -11,14 +11,16 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
+from supervisor.cgroup import WorkerCgroup
 from supervisor.command import Command
 from supervisor.errors import StartFailed
+from supervisor.procs import scan
 
 # A log that has grown past this is set aside (one generation) when its worker starts.
 LOG_ROTATE_BYTES = 16 * 1024**2
@@ -47,7 +49,11 @@ class ExitStatus:
 class WorkerProcess:
     """A started process and its group. Made by `running()`, which also ends it."""
 
-    def __init__(self, popen: "subprocess.Popen[bytes]", log_path: Path) -> None:
+    def __init__(
+        self, popen: "subprocess.Popen[bytes]", log_path: Path, cgroup: WorkerCgroup | None = None,
+        log_problem: str | None = None,
+    ) -> None:  # fmt: skip
+        """`log_problem` says why the process runs without a log, if it does."""
         self._popen = popen
         self._pidfd = os.pidfd_open(popen.pid)
         self.pid = popen.pid
@@ -55,6 +61,9 @@ class WorkerProcess:
         self.started_at = datetime.now(UTC)
         self.started_monotonic = trio.current_time()
         self.exit_status: ExitStatus | None = None
+        self.log_problem = log_problem
+        self.killed_by_us = False
+        self._cgroup = cgroup
 
     async def wait(self) -> None:
         """Return when the process has ended (it is not yet reaped). Any number of tasks may wait."""
@@ -78,18 +87,25 @@ class WorkerProcess:
     async def _stop(self, stop_timeout_s: float) -> None:
         """End the whole group: TERM, then KILL; reap; wait until no member lives."""
         if not self.has_exited():
+            self.killed_by_us = True
             self.signal_group(signal.SIGTERM)
             self.signal_group(signal.SIGCONT)  # a stopped process cannot react to TERM
             with trio.move_on_after(stop_timeout_s):
                 await self.wait()
         # The leader is still unreaped here, so its number is still the group's: this reaches left runners only.
         self.signal_group(signal.SIGKILL)
+        if self._cgroup is not None:
+            self._cgroup.kill()
         with trio.move_on_after(KILL_TIMEOUT_S):
             await self.wait()
         self._reap()
+        pause_s = 0.002
         with trio.move_on_after(GROUP_TIMEOUT_S):
-            while group_lives(self.pid):
-                await trio.sleep(0.01)
+            while group_lives(self.pid) or (self._cgroup is not None and self._cgroup.pids()):
+                await trio.sleep(pause_s)
+                pause_s = min(0.1, pause_s * 1.5)
+        if self._cgroup is not None:
+            self._cgroup.remove()
 
     def _reap(self) -> None:
         code = self._popen.poll()
@@ -109,24 +125,22 @@ def group_lives(pgid: int) -> bool:
         return False
     except PermissionError:
         return False  # it is somebody else's by now
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = stat.read_bytes().rpartition(b") ")[2].split(b" ", 3)[:3]  # proc(5), fields 3 to 5
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(group) == pgid and state not in (b"Z", b"X"):
-            return True
-    return False
+    return pgid in scan()
 
 
 @asynccontextmanager
-async def running(command: Command, log_path: Path, *, stop_timeout_s: float) -> AsyncIterator[WorkerProcess]:
+async def running(
+    command: Command, log_path: Path, *, stop_timeout_s: float, cgroup: WorkerCgroup | None = None
+) -> AsyncIterator[WorkerProcess]:
     """Run a process as leader of its own session; on leaving the block it and its group are gone, on every path.
+
+    With a `cgroup` it runs in there, and whatever else is in there at the end is gone too. A log that cannot be
+    written is no reason not to run: the process then has none, and `log_problem` says so.
 
     Raises StartFailed when it cannot be started. Cancellation: the block's end is shielded and takes at most
     `stop_timeout_s` and a few seconds more. After the block `exit_status` says how it ended.
     """
-    process = _start(command, log_path)
+    process = _start(command, log_path, cgroup)
     try:
         yield process
     finally:
@@ -134,13 +148,10 @@ async def running(command: Command, log_path: Path, *, stop_timeout_s: float) ->
             await process._stop(stop_timeout_s)  # noqa: SLF001 - the owner's right, and nobody else's
 
 
-def _start(command: Command, log_path: Path) -> WorkerProcess:
-    # Straight into a file: a dead reader of a pipe kills serve by SIGPIPE, a slow one stalls it.
-    try:
-        _rotate(log_path)
-        log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise StartFailed(f"its log {log_path} cannot be written: {error.strerror}") from error
+def _start(command: Command, log_path: Path, cgroup: WorkerCgroup | None) -> WorkerProcess:
+    if cgroup is not None:
+        command = replace(command, argv=cgroup.joined(command.argv))
+    log, log_problem = _open_log(log_path)
     try:
         popen = subprocess.Popen(
             command.argv,
@@ -155,7 +166,20 @@ def _start(command: Command, log_path: Path) -> WorkerProcess:
         raise StartFailed(f"{command.argv[0]} cannot be started: {error.strerror}") from error
     finally:
         os.close(log)
-    return WorkerProcess(popen, log_path)
+    return WorkerProcess(popen, log_path, cgroup, log_problem)
+
+
+def _open_log(log_path: Path) -> tuple[int, str | None]:
+    """Open a log for appending, or /dev/null with the reason.
+
+    Straight into a file: a dead reader of a pipe kills serve by SIGPIPE, a slow one stalls it.
+    """
+    try:
+        _rotate(log_path)
+        return os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640), None
+    except OSError as error:
+        problem = f"its log {log_path} cannot be written: {error.strerror}"
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), problem
 
 
 def _rotate(log_path: Path) -> None:

@@ -215,16 +215,26 @@ async def test_a_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("obstacle", ["logs is a file", "log is a directory"])
-async def test_a_log_that_cannot_be_written_is_a_failed_start(tmp_path: Path, obstacle: str) -> None:
+async def test_a_log_that_cannot_be_written_is_no_reason_not_to_run(tmp_path: Path, obstacle: str) -> None:
     log = tmp_path / "logs" / "w1.log"
     if obstacle == "logs is a file":
         log.parent.write_text("")
     else:
         log.mkdir(parents=True)
-    with pytest.raises(StartFailed) as refused:
-        async with running(shell("exit 0"), log, stop_timeout_s=5):
-            pass
-    assert str(refused.value).startswith(f"its log {log} cannot be written: ")
+    async with running(shell("echo lost; exit 3"), log, stop_timeout_s=5) as child:
+        assert child.log_problem is not None
+        assert child.log_problem.startswith(f"its log {log} cannot be written: ")
+        await child.wait()
+    assert child.exit_status is not None
+    assert child.exit_status.code == 3
+
+
+async def test_an_end_of_its_own_is_told_from_one_that_was_ours(tmp_path: Path) -> None:
+    async with running(shell("exit 0"), tmp_path / "own.log", stop_timeout_s=5) as own:
+        await own.wait()
+    async with running(shell("sleep 60"), tmp_path / "ours.log", stop_timeout_s=5) as ours:
+        pass
+    assert (own.killed_by_us, ours.killed_by_us) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What worker processes use, measured on real ones."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from supervisor import usage
+from supervisor.procs import Proc
 from supervisor.usage import Usage, UsageMeter
 
 # A parent with one child, both waiting; or one that is busy.
@@ -21,7 +23,10 @@ BUSY = "print(flush=True)\nimport signal; signal.alarm(60)\nwhile True: pass"
 
 
 def start(code: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -33,25 +38,50 @@ def family() -> Iterator[tuple[int, int]]:
 
 
 def test_a_workers_children_count_with_it(family: tuple[int, int]) -> None:
-    measured = UsageMeter().measure({"w1": family[0]})["w1"]
+    measured = UsageMeter().measure({"w1": family[0]}, 0.0)["w1"]
     assert measured.pids == set(family)
     assert measured.rss_bytes > 2 * 1024**2
 
 
-def test_cpu_is_measured_between_two_looks() -> None:
+def test_cpu_is_what_was_spent_between_two_looks() -> None:
     meter = UsageMeter()
     with start(BUSY) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert meter.measure({"w1": child.pid})["w1"].cpu_percent == 0.0
+        assert meter.measure({"w1": child.pid}, 0.0)["w1"].cpu_percent == 0.0
         busy = 0.0
-        for _ in range(100):
-            busy = max(busy, meter.measure({"w1": child.pid})["w1"].cpu_percent)
-            if busy > 10:
+        for second in range(1, 100):
+            busy = max(busy, meter.measure({"w1": child.pid}, float(second))["w1"].cpu_percent)
+            if busy > 1:
                 break
-            child_wait(child, 0.02)
+            child_wait(child, 0.05)
         child.kill()
-    assert busy > 10
+    assert busy > 1
+
+
+def test_a_stopped_process_is_seen(family: tuple[int, int]) -> None:
+    meter = UsageMeter()
+    assert meter.measure({"w1": family[0]}, 0.0)["w1"].stopped == frozenset()
+    os.kill(family[1], signal.SIGSTOP)
+    looks = (meter.measure({"w1": family[0]}, float(look))["w1"].stopped for look in range(1, 1000))
+    assert next(stopped for stopped in looks if stopped) == {family[1]}
+    os.kill(family[1], signal.SIGCONT)
+
+
+def test_runners_are_told_from_their_server(family: tuple[int, int]) -> None:
+    measured = UsageMeter().measure({"w1": family[0]}, 0.0)["w1"]
+    assert measured.leader == family[0]
+    assert measured.runner_pids == {family[1]}
+    assert measured.private_bytes is not None
+    assert measured.private_bytes > 0
+
+
+def test_a_process_stuck_in_the_kernel_is_told_after_several_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = Proc(7, 1, 7, "D", 0, 1, 0)
+    monkeypatch.setattr(usage, "scan", lambda: {7: (member,)})
+    meter = UsageMeter()
+    seen = [meter.measure({"w1": 7}, float(look))["w1"].stuck for look in range(usage.STUCK_LOOKS)]
+    assert seen == [frozenset()] * (usage.STUCK_LOOKS - 1) + [frozenset({7})]
 
 
 def child_wait(child: "subprocess.Popen[bytes]", seconds: float) -> None:
@@ -62,12 +92,12 @@ def child_wait(child: "subprocess.Popen[bytes]", seconds: float) -> None:
 def test_a_process_that_is_gone_uses_nothing_and_is_forgotten() -> None:
     meter = UsageMeter()
     with start(BUSY) as child:
-        meter.measure({"w1": child.pid})
+        meter.measure({"w1": child.pid}, 0.0)
         child.kill()
-        assert meter.measure({"w1": child.pid}).keys() == {"w1"}  # dead, not yet reaped
-    assert meter.measure({"w1": child.pid}) == {"w1": Usage()}
-    assert meter.measure({}) == {}
-    assert meter._known == {}
+        assert meter.measure({"w1": child.pid}, 1.0).keys() == {"w1"}  # dead, not yet reaped
+    assert meter.measure({"w1": child.pid}, 2.0) == {"w1": Usage(leader=child.pid)}
+    assert meter.measure({}, 3.0) == {}
+    assert (meter._ticks, meter._private, meter._in_d) == ({}, {}, {})
 
 
 async def test_the_newest_figures_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
