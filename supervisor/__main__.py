@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -24,23 +24,27 @@ from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.upstream import Upstream
+from supervisor.cgroup import find_delegated
 from supervisor.command import PRIMARY
 from supervisor.config import WORKER_PORTS, Settings, workers_text
 from supervisor.errors import StartRefused
 from supervisor.events import EventLog
 from supervisor.fleet import Fleet
-from supervisor.gpu import GpuReader, GpuReading, watch_gpus
+from supervisor.gpu import GpuReader, watch_gpus
+from supervisor.gpu_events import watch_events
+from supervisor.house import House, WorkerSpec
 from supervisor.locate import Ollama
 from supervisor.lock import locked
 from supervisor.operator import Operator
-from supervisor.placement import CPU, Placement, wanted_fleet
+from supervisor.placement import CPU, wanted_fleet
 from supervisor.probe import PortBook, Prober, port_holder, port_is_free
 from supervisor.store import ModelStore
 from supervisor.sweep import sweep
 from supervisor.usage import UsageMeter
 from supervisor.wanted import WantedFile
+from supervisor.ward import Ward
 from supervisor.welcome import welcome
-from supervisor.worker import House, OnePort, Worker, WorkerSpec
+from supervisor.worker import OnePort, Worker
 
 log = structlog.get_logger("chimera")
 
@@ -65,6 +69,9 @@ class _NoLeases:
     def uncordon(self, worker_id: str) -> None:
         """Nobody to tell."""
 
+    def avoid(self, worker_id: str, *, avoided: bool) -> None:
+        """Nobody to tell."""
+
     def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
         """Nobody to tell."""
 
@@ -72,27 +79,17 @@ class _NoLeases:
         """None, ever."""
         return 0
 
+    def progress_at(self, worker_id: str) -> float | None:
+        """Never."""
+        return None
+
+    def idle_since(self, worker_id: str) -> float | None:
+        """Not a worker in service."""
+        return None
+
     async def wait_drained(self, worker_id: str) -> None:
         """It is."""
         await trio.lowlevel.checkpoint()
-
-
-@dataclass(slots=True)
-class _Gpus:
-    """The newest reading, written by the NVML task alone."""
-
-    reading: GpuReading
-
-    def publish(self, reading: GpuReading) -> None:
-        """Take a new reading."""
-        self.reading = reading
-
-    def problem(self, placement: Placement) -> str | None:
-        """Return why a worker cannot be placed there now, or None."""
-        for gpu in self.reading.gpus:
-            if gpu.uuid == placement:
-                return f"GPU {gpu.index}: {gpu.fault}" if gpu.fault else None
-        return f"GPU {placement} is not there" + (f": {self.reading.fault}" if self.reading.fault else "")
 
 
 @asynccontextmanager
@@ -147,17 +144,19 @@ async def _run_all(
     admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget)
     recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
     store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
-    gpus = _Gpus(GpuReading((), None, None))
+    ward = Ward(events)
     house = House(
         settings, ollama.path, environ, prober, admission, events, PortBook(settings.worker_port_base, WORKER_PORTS),
-        store, gpus.problem, chance.random,
+        store, ward, meter.latest_of, lambda: len(fleet.workers), chance.random,
+        cgroups=await trio.to_thread.run_sync(find_delegated, environ),
     )  # fmt: skip
     primary = Worker(
         WorkerSpec(PRIMARY, CPU, 1), replace(house, leases=_NoLeases(), ports=OnePort(settings.ollama_port), store=None)
     )
     wanted = WantedFile(settings.state_dir, workers_text(settings.workers))
-    fleet = Fleet(house, admission, wanted, lambda: gpus.reading.gpus)
-    operator = Operator(fleet, primary, store, meter, events, lambda: gpus.reading)
+    fleet = Fleet(house, admission, wanted)
+    ward.admit(fleet)
+    operator = Operator(fleet, primary, store, meter, events, ward)
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     pages = make_app(operator, admission, metrics, token)
@@ -168,12 +167,15 @@ async def _run_all(
         stack.push_async_callback(upstream.aclose)
         reader = GpuReader()
         stack.push_async_callback(reader.close)
-        await stack.enter_async_context(background(partial(watch_gpus, reader, gpus.publish), started=True))
+        await stack.enter_async_context(background(partial(watch_gpus, reader, ward.publish), started=True))
+        await stack.enter_async_context(
+            background(partial(watch_events, ward.happened, letting_go=reader.letting_go), started=True)
+        )
         await stack.enter_async_context(background(meter.watch, partial(_leaders, primary, fleet)))
         await stack.enter_async_context(background(primary.run))
         await stack.enter_async_context(background(_keep_models, primary, store, settings, chance.random))
         placements, faults = wanted_fleet(
-            settings.workers, gpus.reading.gpus, EMBEDDED_CPU_WORKERS if ollama.embedded else 1
+            settings.workers, ward.reading.gpus, EMBEDDED_CPU_WORKERS if ollama.embedded else 1
         )
         for fault in faults:
             log.error(fault)

@@ -1,6 +1,7 @@
 """The fleet: which workers are wanted, and one task for each. `run_fleet` owns those tasks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -8,11 +9,12 @@ import trio
 
 from supervisor.config import MOST_WORKERS, WORKER_PORTS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
-from supervisor.gpu import Gpu
+from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import State
 from supervisor.placement import CPU, Placement, find_gpu, place
+from supervisor.standing import Goal
 from supervisor.wanted import WantedFile
-from supervisor.worker import Goal, House, Worker, WorkerSpec
+from supervisor.worker import Worker
 
 log = structlog.get_logger("fleet")
 
@@ -31,15 +33,13 @@ class FleetSize(Protocol):
 class Fleet:
     """The workers there are, and every change of the wanted fleet. All calls are plain; tasks do the rest."""
 
-    def __init__(self, house: House, size: FleetSize, wanted: WantedFile, gpus: Callable[[], Sequence[Gpu]]) -> None:
+    def __init__(self, house: House, size: FleetSize, wanted: WantedFile) -> None:
         self._house = house
         self._size = size
         self._wanted = wanted
-        self._gpus = gpus
         self._next_number = 0
         self._nursery: trio.Nursery | None = None
         self.workers: dict[str, Worker] = {}
-        self.quarantined: frozenset[str] = frozenset()
 
     async def run(
         self, placements: Sequence[Placement], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -52,7 +52,7 @@ class Fleet:
         if saved:
             specs, self._next_number = saved
         else:
-            specs = [self._new_spec(placement, None) for placement in placements]
+            specs = [self._new_spec(placement, None, pinned=True) for placement in placements]
         async with trio.open_nursery() as self._nursery:
             for spec in specs:
                 self._launch(spec)
@@ -73,9 +73,9 @@ class Fleet:
             raise NotUnderstood(f"slots is {slots}; it must be between 1 and 1024")
         if len(self.workers) + count > MOST_WORKERS:
             raise NoRoom(f"there are {len(self.workers)} workers; {MOST_WORKERS} is the most")
-        placed = [worker.spec.placement for worker in self.workers.values() if worker.goal is not Goal.REMOVE]
-        placements = place(gpu, count, self._gpus(), placed, self.quarantined)
-        added = [self._launch(self._new_spec(placement, slots)) for placement in placements]
+        placed = [worker.placement for worker in self.workers.values() if worker.goal is not Goal.REMOVE]
+        placements = place(gpu, count, self._house.gpus.reading.gpus, placed, self._house.gpus.quarantined)
+        added = [self._launch(self._new_spec(placement, slots, pinned=gpu is not None)) for placement in placements]
         self._changed()
         return added
 
@@ -83,7 +83,7 @@ class Fleet:
         """Drain (unless `force`) and remove workers. Returns those that it concerned."""
         pruned = list(workers)
         for worker in pruned:
-            worker.end(Goal.REMOVE, force=force)
+            worker.end(Goal.REMOVE, force=force, cause="pruned by the operator")
         self._changed()
         return pruned
 
@@ -91,7 +91,7 @@ class Fleet:
         """Drain a worker and start it again, at once if it is backing off. Raises NoRoom in quarantine."""
         if worker.goal is Goal.QUARANTINE:
             raise NoRoom(f"{worker.spec.id} is on a quarantined GPU; release {worker.spec.placement} first")
-        worker.end(Goal.RESTART)
+        worker.restart()
 
     def find(self, worker_id: str) -> Worker:
         """Return a worker by id. Raises UnknownWorker, which lists those there are."""
@@ -104,8 +104,8 @@ class Fleet:
     def on_gpu(self, gpu: str | int) -> list[Worker]:
         """Return the workers placed on a GPU, or on `cpu`. Raises UnknownGpu."""
         cpu = str(gpu).lower() == "cpu"
-        placement = CPU if cpu else Placement(find_gpu(gpu, self._gpus()).uuid)
-        return [worker for worker in self.workers.values() if worker.spec.placement == placement]
+        placement = CPU if cpu else Placement(find_gpu(gpu, self._house.gpus.reading.gpus).uuid)
+        return self._placed_on(placement)
 
     def idle(self) -> list[Worker]:
         """Return the ready workers without a lease."""
@@ -113,27 +113,68 @@ class Fleet:
             worker for worker in self.workers.values() if worker.state is State.READY and self.inflight(worker) == 0
         ]
 
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """The host memory above which an idle worker is restarted; None: no limit."""
+        limit = self._house.settings.worker_memory_limit_bytes
+        return None if limit is None else int(limit)
+
     def inflight(self, worker: Worker) -> int:
         """How many leases a worker has."""
         return self._house.leases.inflight(worker.spec.id)
 
-    def quarantine(self, gpu: str | int) -> Gpu:
-        """Take a GPU out of use: its workers are drained and stopped until it is released. Raises UnknownGpu."""
-        found = find_gpu(gpu, self._gpus())
-        self.quarantined |= {found.uuid}
-        self._house.events.record("gpu_quarantined", level="warning", gpu=found.uuid, by="operator")
-        for worker in self.on_gpu(found.uuid):
-            worker.end(Goal.QUARANTINE)
-        return found
+    # -- what befalls a GPU (told by `ward`, who decides it) -----------------------------------------------------
 
-    def release(self, gpu: str | int) -> Gpu:
-        """Let a quarantined GPU be used again; its workers start. Raises UnknownGpu."""
-        found = find_gpu(gpu, self._gpus())
-        self.quarantined -= {found.uuid}
-        self._house.events.record("gpu_released", gpu=found.uuid, by="operator")
-        for worker in self.on_gpu(found.uuid):
+    def quarantine(self, uuid: str, cause: str, *, drain: bool) -> None:
+        """Take a GPU out of use. Its workers are ended, drained first if `drain`.
+
+        One whose place the operator left open goes on elsewhere, if any other GPU will have it; the others wait
+        for the release.
+        """
+        moved = False
+        for worker in self._placed_on(uuid):
+            target = None if worker.spec.pinned else self._elsewhere()
+            if target is None:
+                worker.end(Goal.QUARANTINE, force=not drain, cause=cause)
+            else:
+                worker.move(target, force=not drain, cause=f"moved to {target}: {cause}")
+                moved = True
+        if moved:
+            self._changed()
+
+    def release(self, uuid: str) -> None:
+        """Let a quarantined GPU be used again; the workers that waited for it start."""
+        for worker in self._placed_on(uuid):
             worker.release()
-        return found
+
+    def restart_on(self, uuid: str, cause: str) -> None:
+        """Drain the workers of a GPU and start them again."""
+        for worker in self._placed_on(uuid):
+            worker.end(Goal.RESTART, cause=cause)
+
+    def healed(self, uuid: str) -> None:
+        """A GPU answers again: workers that wait out a failure there need not wait longer."""
+        for worker in self._placed_on(uuid):
+            worker.healed()
+
+    def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
+        """Take the gateway's word that a request made no progress at a worker."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            worker.stalled(ready_at, phase, silent_s)
+
+    def _placed_on(self, uuid: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.placement == uuid]
+
+    def _elsewhere(self) -> Placement | None:
+        """Return the GPU on which a worker goes on that has to leave its own; None when there is none."""
+        placed = [worker.placement for worker in self.workers.values() if worker.goal is not Goal.REMOVE]
+        well = [gpu for gpu in self._house.gpus.reading.gpus if gpu.fault is None]
+        try:
+            (target,) = place(None, 1, well, placed, self._house.gpus.quarantined)
+        except NoRoom:
+            return None
+        return None if target == CPU else target
 
     async def wait_settled(self, workers: Iterable[Worker]) -> None:
         """Return when each of the workers is ready, has failed, or is gone. No deadline: the caller has one."""
@@ -149,9 +190,9 @@ class Fleet:
 
     # -- small parts ---------------------------------------------------------------------------------------------
 
-    def _new_spec(self, placement: Placement, slots: int | None) -> WorkerSpec:
+    def _new_spec(self, placement: Placement, slots: int | None, *, pinned: bool) -> WorkerSpec:
         self._next_number += 1
-        return WorkerSpec(f"w{self._next_number}", placement, slots or self._house.settings.worker_slots)
+        return WorkerSpec(f"w{self._next_number}", placement, slots or self._house.settings.worker_slots, pinned)
 
     def _launch(self, spec: WorkerSpec) -> Worker:
         assert self._nursery is not None, "the fleet is not running"  # noqa: S101 - a bug of ours, not of a caller's
@@ -176,7 +217,11 @@ class Fleet:
         del self.workers[worker.spec.id]
 
     def _changed(self) -> None:
-        staying = [worker.spec for worker in self.workers.values() if worker.goal is not Goal.REMOVE]
+        staying = [
+            replace(worker.spec, placement=worker.placement)
+            for worker in self.workers.values()
+            if worker.goal is not Goal.REMOVE
+        ]
         self._size.fleet_wanted(len(staying))
         try:
             self._wanted.save(staying, self._next_number)

@@ -1,22 +1,195 @@
-"""What the probes' answers add up to. Pure."""
+"""What is known of a running worker, and what that adds up to: trust it, avoid it, restart it. Pure.
 
+The ladder, cheap to dear (design.md; each rung's fact is gathered in `watch`): the state of its processes, probes
+over HTTP, what /api/ps says, where it computes, the progress of real requests, one token. Busy is not dead: while
+bytes of answers flow, silent probes say nothing. The exit itself needs no judging: `worker` sees it by pidfd.
+"""
+
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Protocol
 
-# One missed probe is a busy machine; three in a row, each with five seconds of patience, is a hung server.
-FAILURES_ALLOWED = 3
+# One missed probe may be a moment's load, whatever the clock says: a second one must have been sent and missed.
+PROBES_MISSED = 2
+# Ollama unloads within moments of the last answer; a model still there a minute past its end is stuck (ollama#7779).
+STUCK_AFTER_S = 60.0
+# A load's process shows up in NVML some moments after the load has been answered.
+PLACED_AFTER_S = 10.0
+
+
+class Step(IntEnum):
+    """What a finding calls for; a higher one includes the lower ones."""
+
+    TRUST = 0
+    AVOID = 1  # give it leases only when nobody else could take them
+    RESTART = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """How many probes in a row went unanswered. A value: every change makes a new one."""
+class Finding:
+    """What is wrong, since when (monotonic seconds), and what it calls for. `kind` is one word, for events."""
 
-    failures: int = 0
+    kind: str
+    what: str
+    since: float
+    step: Step
 
-    def after(self, *, answered: bool) -> "Health":
-        """Return the health after one more probe."""
-        return Health() if answered else Health(self.failures + 1)
+
+class LoadedModel(Protocol):
+    """What /api/ps says of one model, as far as it matters here."""
 
     @property
-    def hung(self) -> bool:
-        """Whether the worker is to be replaced."""
-        return self.failures >= FAILURES_ALLOWED
+    def name(self) -> str:
+        """Its full name."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """All its memory."""
+        ...
+
+    @property
+    def size_vram_bytes(self) -> int:
+        """The part of it on the GPU."""
+        ...
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it is to be unloaded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Probes in a row without a good answer. A value: every change makes a new one."""
+
+    missed: int = 0
+    since: float = 0.0  # when the first of them was sent
+
+    def after(self, *, answered: bool, asked_at: float) -> "Silence":
+        """Return what is known after one more probe, which was sent at `asked_at`."""
+        if answered:
+            return Silence()
+        return Silence(self.missed + 1, self.since if self.missed else asked_at)
+
+
+def judge_silence(silence: Silence, progress_at: float | None, now: float, hang_timeout_s: float) -> Finding | None:
+    """Judge probes that went unanswered; `progress_at` is when the last byte of a real answer came."""
+    if silence.missed < PROBES_MISSED or (progress_at is not None and progress_at >= silence.since):
+        return None
+    step = Step.RESTART if now - silence.since >= hang_timeout_s else Step.AVOID
+    return Finding("hung", f"it answers no probe, {silence.missed} in a row", silence.since, step)
+
+
+def judge_stopped(pids: Collection[int], since: float | None, now: float, hang_timeout_s: float) -> Finding | None:
+    """Judge processes in state T (proc(5)): somebody stopped them, by SIGSTOP or with a debugger."""
+    if not pids or since is None:
+        return None
+    step = Step.RESTART if now - since >= hang_timeout_s else Step.AVOID
+    named = ", ".join(str(pid) for pid in sorted(pids))
+    return Finding("hung", f"its process {named} is stopped (SIGSTOP, or a debugger)", since, step)
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When one model is to be unloaded: as Ollama wrote it, and on our own clock, which nobody sets."""
+
+    written: datetime
+    due: float
+
+
+def expiries(known: dict[str, Expiry], models: Iterable[LoadedModel], wall: datetime, now: float) -> dict[str, Expiry]:
+    """Return when each loaded model is due, on the monotonic clock.
+
+    What is written is turned into monotonic time when it is first seen: a wall clock that jumps later changes
+    nothing (Ollama's own timers do not follow it either).
+    """
+    found: dict[str, Expiry] = {}
+    for model in models:
+        if model.expires_at is None:
+            continue
+        before = known.get(model.name)
+        if before is not None and before.written == model.expires_at:
+            found[model.name] = before
+        else:
+            due = now + max(0.0, (model.expires_at - wall).total_seconds())
+            found[model.name] = Expiry(model.expires_at, due)
+    return found
+
+
+def judge_stuck(found: dict[str, Expiry], idle_since: float | None, now: float) -> Finding | None:
+    """Judge models that are still there a minute after their time, though nothing has been under way since."""
+    if idle_since is None:
+        return None
+    for name, expiry in sorted(found.items()):
+        since = max(expiry.due, idle_since)
+        if now - since > STUCK_AFTER_S:
+            return Finding("stuck", f"{name} has been stopping for {now - since:.0f} s", since, Step.RESTART)
+    return None
+
+
+class PinnedGpu(Protocol):
+    """What NVML says of the GPU that a worker is placed on."""
+
+    @property
+    def memory_used_bytes(self) -> int:
+        """Memory in use by anybody."""
+        ...
+
+    @property
+    def process_pids(self) -> frozenset[int] | None:
+        """The processes that compute there; None where the driver does not tell."""
+        ...
+
+
+def misplaced(
+    models: Collection[LoadedModel],
+    pids: Collection[int],
+    gpu: PinnedGpu | None,
+    foreign: Collection[int],
+    loaded_for_s: float,
+) -> str | None:
+    """Say why a GPU worker does not compute on its GPU, or None while nothing says so.
+
+    `pids` are its processes, `gpu` its GPU as NVML sees it now (None: not to be relied on), `foreign` the
+    processes on all other GPUs, `loaded_for_s` how long the models have been loaded. Three signs, none of which is
+    enough alone (ollama#14258): a loaded model with no byte on a GPU; no process of the worker on its GPU while
+    the GPU's memory cannot hold what the worker says it put there; a process of it on another GPU.
+    """
+    strayed = set(pids) & set(foreign)
+    if strayed:
+        return f"its process {min(strayed)} computes on a GPU that is not its own"
+    for model in models:
+        if model.size_bytes > 0 and model.size_vram_bytes == 0:
+            return f"{model.name} is in the host's memory, not on the GPU (size_vram is 0)"
+    if not models or gpu is None or gpu.process_pids is None or loaded_for_s < PLACED_AFTER_S:
+        return None
+    claimed = sum(model.size_vram_bytes for model in models)
+    if not gpu.process_pids & set(pids) and gpu.memory_used_bytes < claimed:
+        return "NVML shows no process of it on its GPU, and less memory in use there than it claims"
+    return None
+
+
+_DISCOVERED = re.compile(r"inference compute.*?\blibrary=\"?(\w+)")
+
+
+def computes_on_cpu(log: str) -> bool:
+    """Say whether Ollama's own log says that it found no GPU to compute on.
+
+    At its start it writes a line `inference compute` for each device that it will use; with none but `library=cpu`
+    it falls back without another word (ollama#14258). No such line: nothing is said.
+    """
+    libraries = _DISCOVERED.findall(log)
+    return bool(libraries) and all(library == "cpu" for library in libraries)
+
+
+def gravest(findings: Iterable[Finding | None]) -> Finding | None:
+    """Return the finding that calls for most; among equals the first."""
+    best: Finding | None = None
+    for finding in findings:
+        if finding is not None and (best is None or finding.step > best.step):
+            best = finding
+    return best

@@ -1,6 +1,6 @@
 """What an operator sees and may order: the fleet as rows of JSON values, for the admin API and the command line."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +10,16 @@ from supervisor.command import PRIMARY
 from supervisor.errors import NoRoom, NotUnderstood, UnknownGpu, UnknownWorker
 from supervisor.events import EventLog
 from supervisor.fleet import Fleet
-from supervisor.gpu import Gpu, GpuReading
+from supervisor.gpu import Gpu
+from supervisor.gpu_health import GpuVerdict
 from supervisor.lifecycle import shown
 from supervisor.placement import CPU
 from supervisor.process import last_lines, tail
 from supervisor.store import ModelStore
+from supervisor.trouble import problem_of, trouble_of
 from supervisor.usage import Usage, UsageMeter
+from supervisor.ward import Ward
+from supervisor.words import Trouble
 from supervisor.worker import Worker
 
 Row = dict[str, Any]
@@ -28,14 +32,14 @@ class Operator:
 
     def __init__(
         self, fleet: Fleet, primary: Worker, store: ModelStore, meter: UsageMeter, events: EventLog,
-        gpus: Callable[[], GpuReading],
+        ward: Ward,
     ) -> None:  # fmt: skip
         self._fleet = fleet
         self._primary = primary
         self._store = store
         self._meter = meter
         self._events = events
-        self._gpus = gpus
+        self._ward = ward
 
     def refusal_of(self, error: Exception) -> Literal["not_understood", "not_found", "no_room"] | None:
         """Return what kind of refusal an error is; None for one that is no refusal but a bug."""
@@ -61,12 +65,15 @@ class Operator:
 
     def primary(self) -> Row:
         """The primary, and what the model store is doing."""
-        row = self._row(self._primary)
-        return row | {"state": self._primary.state.value, "store": self._store.problem or self._store.progress}
+        row, store = self._row(self._primary), self._store
+        trouble = row["trouble"] or _trouble_row(store.trouble)
+        return row | {
+            "state": self._primary.state.value, "store": store.problem or store.progress, "trouble": trouble,
+        }  # fmt: skip
 
     def gpus(self) -> Row:
         """The GPUs: memory, utilisation, temperature, power, processes, verdict; `fault` says why there are none."""
-        reading = self._gpus()
+        reading = self._ward.reading
         return {
             "gpus": [self._gpu_row(gpu) for gpu in reading.gpus],
             "driver_version": reading.driver_version,
@@ -74,12 +81,13 @@ class Operator:
         }
 
     def _gpu_row(self, gpu: Gpu) -> Row:
-        workers = [w.spec.id for w in self._fleet.workers.values() if w.spec.placement == gpu.uuid]
-        quarantined = gpu.uuid in self._fleet.quarantined
+        workers = [w.spec.id for w in self._fleet.workers.values() if w.placement == gpu.uuid]
+        verdict = self._ward.verdict(gpu.uuid)
         return {
             "index": gpu.index,
             "uuid": gpu.uuid,
             "name": gpu.name,
+            "mig_of": gpu.mig_of,
             "memory_used_bytes": gpu.memory_used_bytes,
             "memory_total_bytes": gpu.memory_total_bytes,
             "utilisation_percent": gpu.utilisation_percent,
@@ -87,9 +95,19 @@ class Operator:
             "power_w": gpu.power_w,
             "processes": [{"pid": p.pid, "memory_bytes": p.memory_bytes} for p in gpu.processes or ()],
             "workers": workers,
-            "verdict": "quarantined" if quarantined else "faulty" if gpu.fault else "well",
+            "verdict": verdict.verdict,
+            "trouble": _gpu_trouble(verdict),
             "fault": gpu.fault,
-        }
+            "slowdown": gpu.slowdown,
+            "remap_pending": gpu.remap_pending,
+            "recovery_action": gpu.recovery_action,
+            "ecc_uncorrected": gpu.ecc_uncorrected,
+            "xids": [
+                {"code": x.code, "meaning": x.meaning, "action": x.action.value, "count": x.count,
+                 "at": x.at.isoformat(timespec="milliseconds")}
+                for x in verdict.xids
+            ],
+        }  # fmt: skip
 
     def _row(self, worker: Worker) -> Row:
         usage = self._meter.latest.get(worker.spec.id, Usage())
@@ -116,16 +134,27 @@ class Operator:
                 "at": last.at.isoformat(timespec="seconds"),
                 "log": list(last.log),
             },
-            "problem": worker.problem,
+            "problem": problem_of(worker),
+            "trouble": _trouble_row(trouble_of(worker)),
+            "degraded": worker.degraded,
+            "memory": self._memory(worker, usage),
             "rss_bytes": usage.rss_bytes if process else 0,
             "cpu_percent": usage.cpu_percent if process else 0.0,
             "gpu_memory_bytes": self._gpu_memory(worker, usage),
         }  # fmt: skip
 
+    def _memory(self, worker: Worker, usage: Usage) -> Row:
+        track = worker.watch.memory if worker.watch is not None else None
+        return {
+            "private_bytes": usage.private_bytes if worker.process else None,
+            "growth_bytes_per_h": track.growth_bytes_per_h if track is not None else None,
+            "limit_bytes": self._fleet.memory_limit_bytes,
+        }
+
     def _gpu_of(self, worker: Worker) -> Row | None:
         if worker.spec.placement == CPU:
             return None
-        for gpu in self._gpus().gpus:
+        for gpu in self._ward.reading.gpus:
             if gpu.uuid == worker.spec.placement:
                 return {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name}
         return {"index": None, "uuid": str(worker.spec.placement), "name": None}
@@ -133,7 +162,7 @@ class Operator:
     def _gpu_memory(self, worker: Worker, usage: Usage) -> int | None:
         if worker.spec.placement == CPU:
             return None
-        here = [gpu for gpu in self._gpus().gpus if gpu.uuid == worker.spec.placement]
+        here = [gpu for gpu in self._ward.reading.gpus if gpu.uuid == worker.spec.placement]
         processes = [process for gpu in here for process in gpu.processes or ()]
         return sum(p.memory_bytes or 0 for p in processes if p.pid in usage.pids)
 
@@ -183,11 +212,11 @@ class Operator:
 
     def quarantine(self, gpu: str) -> Row:
         """Take a GPU out of use. Raises UnknownGpu."""
-        return self._gpu_row(self._fleet.quarantine(gpu))
+        return self._gpu_row(self._ward.quarantine(gpu))
 
     def release(self, gpu: str) -> Row:
         """Let a GPU be used again. Raises UnknownGpu."""
-        return self._gpu_row(self._fleet.release(gpu))
+        return self._gpu_row(self._ward.release(gpu))
 
     # -- what happened -------------------------------------------------------------------------------------------
 
@@ -228,3 +257,17 @@ class Operator:
                 position = log.tell()
             for line in lines:
                 yield line.decode("utf-8", "replace")
+
+
+def _trouble_row(trouble: Trouble | None) -> Row | None:
+    if trouble is None:
+        return None
+    since = trouble.since.isoformat(timespec="seconds")
+    return {"what": trouble.what, "since": since, "tried": trouble.tried, "next": trouble.next}
+
+
+def _gpu_trouble(verdict: GpuVerdict) -> Row | None:
+    if verdict.verdict == "well" or verdict.since_at is None:
+        return None
+    tried = "its workers were ended or moved" if verdict.verdict == "quarantined" else "nothing"
+    return _trouble_row(Trouble(verdict.reason, verdict.since_at, tried, verdict.next))

@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import trio
@@ -15,6 +16,7 @@ REFRESH_S = 1.0
 
 _STYLES = {"IDLE": "green", "BUSY": "green", "READY": "green", "STARTING": "yellow", "WARMING": "yellow",
            "BACKOFF": "red", "QUARANTINED": "red"}  # fmt: skip
+_VERDICTS = {"well": "green", "degraded": "yellow", "faulty": "red", "quarantined": "red"}
 
 
 # What others wrote goes into Text: as a plain string rich would read "[/x]" in it as a wrong tag, and raise.
@@ -33,6 +35,8 @@ def status(url: str, fleet: Row, gpus_answer: Row) -> RenderableType:
     if fleet["instances"]:
         parts.append(_workers(fleet["instances"]))
         parts += [Text(f"{row['id']}: {trouble}") for row in fleet["instances"] if (trouble := _trouble(row))]
+    if primary["trouble"]:
+        parts.append(Text(f"primary: {_told(primary['trouble'])}"))
     parts.append(gpus(gpus_answer))
     return Group(*parts)
 
@@ -58,13 +62,25 @@ def _workers(rows: list[Row]) -> Table:
 
 
 def _trouble(row: Row) -> str:
-    if row["problem"]:
-        return str(row["problem"])
+    if row["trouble"]:
+        return _told(row["trouble"])
     last = row["last_exit"]
     if not last or not row["restarts"]:
         return ""
     how = last["signal"] or (f"exit code {last['code']}" if last["code"] is not None else "")
-    return f"restarted: {last['reason']}" + (f" ({how})" if how else "")
+    named = f" ({how})" if how and how not in last["reason"] else ""
+    return f"well; restarted {row['restarts']} times, last at {_clock(last['at'])}: {last['reason']}{named}"
+
+
+def _told(trouble: Row) -> str:
+    """Say what is wrong, since when, what was tried and what happens next."""
+    return f"{trouble['what']}, since {_clock(trouble['since'])}. Tried: {trouble['tried']}. Next: {trouble['next']}."
+
+
+def _clock(at: str) -> str:
+    """Return a moment as people here read it: the local time, with the day when that is another."""
+    moment = datetime.fromisoformat(at).astimezone()
+    return f"{moment:%H:%M:%S}" if moment.date() == datetime.now().astimezone().date() else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def gpus(answer: Row) -> RenderableType:
@@ -79,9 +95,12 @@ def gpus(answer: Row) -> RenderableType:
             f"{row['index']} {row['uuid'][:12]}", Text(row["name"]),
             f"{_bytes(row['memory_used_bytes'])} of {_bytes(row['memory_total_bytes'])}",
             _unit(row["utilisation_percent"], "%"), _unit(row["temperature_c"], "°C"), _unit(row["power_w"], "W"),
-            " ".join(row["workers"]), Text(row["verdict"] + (f": {row['fault']}" if row["fault"] else "")),
+            " ".join(row["workers"]), Text(row["verdict"], _VERDICTS.get(row["verdict"], "")),
         )  # fmt: skip
-    return table
+    told = [Text(f"GPU {row['index']}: {_told(row['trouble'])}") for row in answer["gpus"] if row["trouble"]]
+    if answer["fault"]:
+        told.append(Text(f"GPUs: {answer['fault']}"))
+    return Group(table, *told) if told else table
 
 
 def watch(render: Callable[[], RenderableType]) -> None:

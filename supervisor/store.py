@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from supervisor.errors import ModelUnavailable
 from supervisor.events import EventLog
 from supervisor.probe import Prober
 from supervisor.restart import BackOff
+from supervisor.words import Trouble
 
 log = structlog.get_logger("store")
 
@@ -40,6 +42,7 @@ class ModelStore:
         self._present = trio.Event()
         self.problem: str | None = None
         self.progress: str | None = None
+        self.trouble: Trouble | None = None
 
     async def wait_present(self) -> None:
         """Return when every required model is in the store."""
@@ -60,11 +63,14 @@ class ModelStore:
                     back_off = back_off.failed(ready_for_s=0)
                     delay_s = back_off.delay_s(random_unit())
                     self.problem = f"{error}; next try in {delay_s:.0f} s"
+                    since = self.trouble.since if self.trouble is not None else datetime.now(UTC)
+                    tried = f"tried {back_off.failures} times"
+                    self.trouble = Trouble(str(error), since, tried, f"it is tried again in {delay_s:.0f} s")
                     self._events.record(
                         "model_unavailable", level="error", model=model, cause=str(error), retry_in_s=round(delay_s, 1)
                     )
                     await trio.sleep(delay_s)
-            self.problem = self.progress = None
+            self.problem = self.progress = self.trouble = None
         self._present.set()
 
     async def _ensure(self, model: str) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from supervisor.placement import Placement
-from supervisor.worker import WorkerSpec
+from supervisor.house import WorkerSpec
 
 log = structlog.get_logger("wanted")
 
@@ -46,7 +45,7 @@ class WantedFile:
         if saved.workers_setting != self._workers_setting:
             log.info("WORKERS has changed since the fleet was saved; WORKERS counts", saved=saved.workers_setting)
             return None
-        return [WorkerSpec(w.id, Placement(w.placement), w.slots) for w in saved.workers], saved.next_number
+        return list(saved.workers), saved.next_number
 
     def save(self, workers: Sequence[WorkerSpec], next_number: int) -> None:
         """Write the fleet. Raises OSError when the disk does not take it; the old file is then still whole."""

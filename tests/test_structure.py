@@ -18,6 +18,8 @@ PURE = {
         "health",
         "placement",
         "command",
+        "memory",
+        "words",
         "xid",
         "gpu_reading",
         "gpu_health",

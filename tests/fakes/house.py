@@ -14,11 +14,14 @@ import trio
 from supervisor.command import mark_of
 from supervisor.config import WORKER_PORTS, Settings, load_settings
 from supervisor.events import EventLog
+from supervisor.gpu import GpuReading
+from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import State
 from supervisor.placement import CPU, Placement
 from supervisor.probe import PortBook, Prober, port_is_free
 from supervisor.store import ModelStore
-from supervisor.worker import House, Worker, WorkerSpec
+from supervisor.usage import UsageMeter
+from supervisor.worker import Worker
 from tests.fakes.fake_ollama import write_control
 from tests.fakes.leases import RecordingLeases
 from tests.fakes.serving import FAKE_OLLAMA
@@ -59,6 +62,18 @@ def fake_environ(directory: Path) -> dict[str, str]:
 
 
 @dataclass
+class FakeGpus:
+    """The house's `Gpus`, as a test says."""
+
+    reading: GpuReading = field(default_factory=lambda: GpuReading((), None, None))
+    quarantined: frozenset[str] = frozenset()
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def problem(self, placement: Placement) -> str | None:
+        return self.problems.get(placement)
+
+
+@dataclass
 class FakeHouse:
     """A house and the test's hands on it."""
 
@@ -67,7 +82,14 @@ class FakeHouse:
     control: Path
     nursery: trio.Nursery
     store: ModelStore
-    gpu_problems: dict[str, str] = field(default_factory=dict)
+    gpus: FakeGpus
+    meter: UsageMeter
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def gpu_problems(self) -> dict[str, str]:
+        """Why workers cannot be placed, by placement."""
+        return self.gpus.problems
 
     def behaves(self, **keys: object) -> None:
         """What the fakes do from their next request on; the keys are those of fake_ollama.py's docstring."""
@@ -75,7 +97,13 @@ class FakeHouse:
 
     def worker(self, worker_id: str = "w1", placement: Placement = CPU, slots: int = 2) -> Worker:
         """A worker whose task does not run."""
-        return Worker(WorkerSpec(worker_id, placement, slots), self.house)
+        worker = Worker(WorkerSpec(worker_id, placement, slots), self.house)
+        self.workers.append(worker)
+        return worker
+
+    def leaders(self) -> dict[str, int]:
+        """The pids of the workers' processes, for the meter."""
+        return {worker.spec.id: worker.process.pid for worker in self.workers if worker.process}
 
     def launch(self, worker_id: str = "w1", placement: Placement = CPU, slots: int = 2) -> Worker:
         """A worker whose task runs until the test ends."""
@@ -120,16 +148,15 @@ async def fake_house(directory: Path, **names: str) -> AsyncIterator[FakeHouse]:
     """A house for the block; its workers' tasks are cancelled at the end, and no process may be left then."""
     settings = make_settings(directory, **names)
     leases, prober, events = RecordingLeases(), Prober(), EventLog()
-    problems: dict[str, str] = {}
+    gpus, meter = FakeGpus(), UsageMeter()
     store = ModelStore(prober, settings.ollama_port, FAKE_OLLAMA, {}, events)
     house = House(
         settings, FAKE_OLLAMA, fake_environ(directory), prober, leases, events,
-        PortBook(settings.worker_port_base, WORKER_PORTS), store,
-        lambda placement: problems.get(placement), lambda: 0.5,
+        PortBook(settings.worker_port_base, WORKER_PORTS), store, gpus, meter.latest_of, lambda: 8, lambda: 0.5,
     )  # fmt: skip
     try:
         async with trio.open_nursery() as nursery:
-            yield FakeHouse(house, leases, directory / "control.json", nursery, store, problems)
+            yield FakeHouse(house, leases, directory / "control.json", nursery, store, gpus, meter)
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):

@@ -22,12 +22,12 @@ from tests.fakes.serving import FAKE_OLLAMA, free_port
 ROOT = Path(__file__).parents[2]
 WORKER: dict[str, Any] = {
     "id": "w1", "state": "IDLE", "placement": "cpu", "gpu": None, "port": 11500, "slots": 4, "inflight": 0,
-    "models": [], "restarts": 0, "uptime_s": 1.0, "last_exit": None, "problem": None, "rss_bytes": 0,
+    "models": [], "restarts": 0, "uptime_s": 1.0, "last_exit": None, "problem": None, "trouble": None, "rss_bytes": 0,
     "cpu_percent": 0.0,
 }  # fmt: skip
 FLEET: dict[str, Any] = {
     "instances": [WORKER], "queue": {"depth": 0, "size": 512, "oldest_s": 0},
-    "primary": {"url": "http://127.0.0.1:11434", "state": "READY", "problem": None, "store": None},
+    "primary": {"url": "http://127.0.0.1:11434", "state": "READY", "problem": None, "store": None, "trouble": None},
 }  # fmt: skip
 GPUS: dict[str, Any] = {"gpus": [], "driver_version": None, "fault": "NVML library not found"}
 

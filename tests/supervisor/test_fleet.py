@@ -14,11 +14,13 @@ from supervisor import process, restart
 from supervisor.config import MOST_WORKERS, workers_text
 from supervisor.errors import NoRoom, NotUnderstood, UnknownGpu, UnknownWorker
 from supervisor.fleet import MOST_AT_ONCE, Fleet
-from supervisor.gpu import Gpu
+from supervisor.gpu import Gpu, GpuReading
 from supervisor.lifecycle import State
 from supervisor.placement import CPU, Placement
+from supervisor.probe import Loaded
+from supervisor.standing import Goal
 from supervisor.wanted import WantedFile
-from supervisor.worker import Goal, Worker
+from supervisor.worker import Worker
 from tests.fakes.house import FakeHouse, fake_house, until
 
 A, B = "GPU-aaaa", "GPU-bbbb"
@@ -54,7 +56,8 @@ async def yard(directory: Path, placements: Sequence[Placement] = (), **names: s
         await fake.store.keep((), lambda: 0.5)
         (directory / "state").mkdir(exist_ok=True)
         file = WantedFile(fake.house.settings.state_dir, workers_text(fake.house.settings.workers))
-        fleet = Fleet(fake.house, fake.leases, file, lambda: [gpu(0, A), gpu(1, B)])
+        fake.gpus.reading = GpuReading((gpu(0, A), gpu(1, B)), "570", None)
+        fleet = Fleet(fake.house, fake.leases, file)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run, placements)
             yield Yard(fake, fleet)
@@ -143,7 +146,7 @@ async def test_what_cannot_be_spawned_is_refused_and_nothing_is(
     tmp_path: Path, gpu_named: str | int | None, count: int, slots: int | None, error: type[Exception], sentence: str
 ) -> None:
     async with yard(tmp_path) as it:
-        it.fleet.quarantine(1)
+        it.fake.gpus.quarantined = frozenset({B})
         with pytest.raises(error) as refused:
             it.fleet.spawn(gpu_named, count, slots)
         assert str(refused.value).startswith(sentence)
@@ -172,19 +175,75 @@ async def test_workers_are_found_by_id_by_place_and_by_idleness(tmp_path: Path) 
         assert [w.spec.id for w in it.fleet.idle()] == ["w1", "w3"]
 
 
+def quarantine(it: Yard, uuid: str, *, drain: bool = True) -> None:
+    """What the ward does: the GPU takes no worker from now on, and the fleet is told."""
+    it.fake.gpus.quarantined |= {uuid}
+    it.fleet.quarantine(uuid, "Xid 79", drain=drain)
+
+
 async def test_a_quarantined_gpu_has_no_process_until_it_is_released(tmp_path: Path) -> None:
     async with yard(tmp_path, [Placement(A), Placement(B)]) as it:
         one, two = await it.ready("w1", "w2")
-        assert it.fleet.quarantine("0").uuid == A
+        quarantine(it, A)
         await until(one, State.QUARANTINED)
         assert it.fake.processes("w1") == []
         assert two.state is State.READY
         with pytest.raises(NoRoom, match="w1 is on a quarantined GPU; release GPU-aaaa first"):
             it.fleet.restart(one)
         assert [w.spec.placement for w in it.fleet.spawn(None, 1, None)] == [B]
+        it.fake.gpus.quarantined = frozenset()
         it.fleet.release(A)
         await until(one, State.READY)
-        assert it.fleet.quarantined == frozenset()
+
+
+async def test_a_worker_whose_place_was_left_open_goes_on_elsewhere(tmp_path: Path) -> None:
+    async with yard(tmp_path, [Placement(A), Placement(B), Placement(B)]) as it:
+        await it.ready("w1", "w2", "w3")
+        (free,) = it.fleet.spawn(None, 1, None)
+        (named,) = it.fleet.spawn(A, 1, None)
+        assert (free.placement, named.placement) == (A, A)
+        await it.ready("w4", "w5")
+        quarantine(it, A)
+        await until(named, State.QUARANTINED)
+        await until(free, State.STARTING)
+        await until(free, State.READY)
+        assert (free.spec.placement, named.spec.placement) == (B, A)
+        saved = json.loads((it.fake.house.settings.state_dir / "fleet.json").read_text())["workers"]
+        assert [row["placement"] for row in saved if row["id"] == "w4"] == [B]
+
+
+async def test_with_no_gpu_left_a_worker_waits_for_its_own(tmp_path: Path) -> None:
+    async with yard(tmp_path) as it:
+        (free,) = it.fleet.spawn(None, 1, None)
+        await until(free, State.READY)
+        it.fake.gpus.quarantined = frozenset({B})
+        quarantine(it, A)
+        await until(free, State.QUARANTINED)
+
+
+async def test_a_quarantine_waits_for_answers_only_where_they_are_worth_something(tmp_path: Path) -> None:
+    async with yard(tmp_path, [Placement(A), Placement(B)]) as it:
+        one, two = await it.ready("w1", "w2")
+        it.fake.leases.hold("w1")
+        it.fake.leases.hold("w2")
+        quarantine(it, A, drain=True)
+        quarantine(it, B, drain=False)
+        await until(two, State.QUARANTINED)
+        assert one.state is State.DRAINING
+        it.fake.leases.free("w1")
+        await until(one, State.QUARANTINED)
+
+
+async def test_a_gpu_that_is_back_ends_the_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart, "FIRST_DELAY_S", 60.0)
+    async with yard(tmp_path, [Placement(A)]) as it:
+        it.fake.gpu_problems[A] = "the GPU is lost"
+        it.fleet.restart(it.fleet.workers["w1"])
+        await until(it.fleet.workers["w1"], State.BACKOFF)
+        it.fake.gpu_problems.clear()
+        it.fleet.healed(A)
+        await it.ready("w1")
+        assert it.fleet.workers["w1"].back_off.failures == 0
 
 
 async def test_a_restart_gives_a_new_process(tmp_path: Path) -> None:
@@ -202,16 +261,16 @@ async def test_a_bug_in_one_workers_task_costs_only_that_worker_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_module, "AFTER_A_BUG_S", 0.05)
-    monkeypatch.setattr("supervisor.worker.POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr("supervisor.watch.PS_INTERVAL_S", 0.05)
     async with yard(tmp_path, [CPU, CPU]) as it:
         _, two = await it.ready("w1", "w2")
 
-        async def bug(port: int) -> frozenset[str] | None:
+        async def bug(port: int) -> tuple[Loaded, ...] | None:
             await trio.lowlevel.checkpoint()
-            return None if port == two.port else frozenset([1 // 0])  # type: ignore[list-item]  # never gets there
+            return None if port == two.port else (1 // 0,)  # type: ignore[return-value]  # never gets there
 
         with monkeypatch.context() as patch:
-            patch.setattr(it.fake.house.prober, "models", bug)
+            patch.setattr(it.fake.house.prober, "ps", bug)
             with trio.fail_after(30):
                 await it.fake.leases.wait_told("lost", "w1")
         with trio.fail_after(30):

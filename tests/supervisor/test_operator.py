@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ from supervisor.operator import Operator
 from supervisor.placement import CPU, Placement
 from supervisor.usage import Usage, UsageMeter
 from supervisor.wanted import WantedFile
+from supervisor.ward import Ward
 from tests.fakes.house import FakeHouse, fake_house, until
 
 A = "GPU-aaaa"
 INSTANCE = {
     "id", "state", "placement", "gpu", "port", "pid", "url", "slots", "inflight", "models", "restarts", "started_at",
-    "uptime_s", "last_exit", "problem", "rss_bytes", "cpu_percent", "gpu_memory_bytes",
+    "uptime_s", "last_exit", "problem", "trouble", "degraded", "memory", "rss_bytes", "cpu_percent", "gpu_memory_bytes",
 }  # fmt: skip
 
 
@@ -54,8 +56,11 @@ async def desk(tmp_path: Path, *placements: Placement) -> AsyncIterator[Desk]:
         await fake.store.keep((), lambda: 0.5)
         (tmp_path / "state").mkdir()
         file = WantedFile(fake.house.settings.state_dir, workers_text(None))
-        fleet, meter = Fleet(fake.house, fake.leases, file, lambda: reading.gpus), UsageMeter()
-        it = Operator(fleet, fake.worker("primary"), fake.store, meter, fake.house.events, lambda: reading)
+        ward, meter = Ward(fake.house.events), UsageMeter()
+        fleet = Fleet(replace(fake.house, gpus=ward), fake.leases, file)
+        ward.admit(fleet)
+        ward.publish(reading)
+        it = Operator(fleet, fake.worker("primary"), fake.store, meter, fake.house.events, ward)
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run, placements)
             yield Desk(fake, fleet, it, meter)
@@ -90,11 +95,15 @@ async def test_a_failed_worker_shows_how_it_ended(tmp_path: Path) -> None:
         await until(it.fleet.workers[name], State.BACKOFF)
         row = it.operator.instance(name)
         assert row["last_exit"] | {"at": ""} == {
-            "reason": "its process ended by itself", "code": 3, "signal": None, "at": "",
+            "reason": "its process ended by itself (exit code 3)", "code": 3, "signal": None, "at": "",
             "log": ["Error: fake ollama was asked to exit"],
         }  # fmt: skip
         assert (row["state"], row["pid"], row["uptime_s"], row["rss_bytes"]) == ("BACKOFF", None, None, 0)
-        assert row["problem"] == "its process ended by itself; failed 1 times in a row"
+        assert row["problem"] == "its process ended by itself (exit code 3); failed 1 times in a row"
+        assert row["trouble"]["what"] == "its process ended by itself (exit code 3)"
+        assert row["trouble"]["tried"] == "failed 1 times in a row"
+        assert row["trouble"]["next"].startswith("it is started again in")
+        assert row["trouble"]["since"] == row["last_exit"]["at"]
 
 
 async def test_a_gpu_that_is_gone_still_has_its_uuid(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.restart import HEALTHY_AFTER_S, JITTER, LONGEST_DELAY_S, BackOff
+from supervisor.restart import BUDGET_HELD_S, HEALTHY_AFTER_S, JITTER, LONGEST_DELAY_S, BackOff, RestartBudget
 
 UNIT = st.floats(0, 1, exclude_max=True)
 
@@ -52,3 +52,43 @@ def test_failures_are_counted_since_the_last_health(ready_for: list[float]) -> N
         back_off = back_off.failed(ready_for_s=ready_for_s)
         expected = 1 if ready_for_s >= HEALTHY_AFTER_S else expected + 1
         assert back_off.failures == expected
+
+
+# -- the budget ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fleet", "most"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
+def test_a_bad_probe_round_takes_down_at_most_a_quarter_of_the_fleet(fleet: int, most: int) -> None:
+    budget = RestartBudget()
+    assert [budget.take(f"w{number}", fleet, 0.0) for number in range(fleet)].count(True) == most
+
+
+def test_a_worker_that_is_ready_again_makes_room_for_the_next() -> None:
+    budget = RestartBudget()
+    assert budget.take("w1", 2, 0.0)
+    assert budget.take("w1", 2, 1.0), "one that has a place keeps it"
+    assert not budget.take("w2", 2, 1.0)
+    budget.give_back("w1")
+    assert budget.take("w2", 2, 1.0)
+
+
+def test_a_worker_that_never_comes_back_does_not_keep_the_others_sick() -> None:
+    budget = RestartBudget()
+    assert budget.take("w1", 2, 0.0)
+    assert not budget.take("w2", 2, BUDGET_HELD_S - 1)
+    assert budget.take("w2", 2, BUDGET_HELD_S)
+
+
+@given(st.integers(1, 64), st.lists(st.tuples(st.integers(0, 63), st.booleans(), st.floats(0, 20)), max_size=80))
+def test_never_more_than_a_quarter_at_a_time(fleet: int, orders: list[tuple[int, bool, float]]) -> None:
+    budget, now, down = RestartBudget(), 0.0, dict[str, float]()
+    for number, ready, pause_s in orders:
+        now += pause_s
+        name = f"w{number % fleet}"
+        down = {known: at for known, at in down.items() if now - at < BUDGET_HELD_S}
+        if ready:
+            budget.give_back(name)
+            down.pop(name, None)
+        elif budget.take(name, fleet, now):
+            down[name] = now
+        assert len(down) <= max(1, fleet // 4)

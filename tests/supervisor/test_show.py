@@ -10,22 +10,29 @@ from supervisor import show
 
 Row = dict[str, Any]
 
-PRIMARY: Row = {"url": "http://127.0.0.1:11434", "state": "READY", "problem": None, "store": None}
+PRIMARY: Row = {"url": "http://127.0.0.1:11434", "state": "READY", "problem": None, "store": None, "trouble": None}
 WORKER: Row = {
     "id": "w1", "state": "IDLE", "placement": "cpu", "gpu": None, "port": 11500, "slots": 4, "inflight": 1,
-    "models": ["tiny:latest"], "restarts": 0, "uptime_s": 61.5, "last_exit": None, "problem": None,
+    "models": ["tiny:latest"], "restarts": 0, "uptime_s": 61.5, "last_exit": None, "problem": None, "trouble": None,
     "rss_bytes": 400 * 1024**2, "cpu_percent": 12.3,
 }  # fmt: skip
 GPU: Row = {
     "index": 0, "uuid": "GPU-aaaaaaaa-1111", "name": "Fake H200", "memory_used_bytes": 2 * 1024**3,
     "memory_total_bytes": 141 * 1024**3, "utilisation_percent": 7, "temperature_c": None, "power_w": 75.4,
-    "workers": ["w1"], "verdict": "well", "fault": None,
+    "workers": ["w1"], "verdict": "well", "fault": None, "trouble": None,
 }  # fmt: skip
 NO_GPUS: Row = {"gpus": [], "driver_version": None, "fault": "NVML library not found"}
 
 
+AT = "2001-02-03T04:05:06+00:00"
+
+
+def trouble(what: str) -> Row:
+    return {"what": what, "since": AT, "tried": "it was restarted", "next": "it is tried again"}
+
+
 def ended(reason: str, number: str | None, code: int | None) -> Row:
-    return {"reason": reason, "signal": number, "code": code}
+    return {"reason": reason, "signal": number, "code": code, "at": AT}
 
 
 def printed(what: RenderableType, width: int = 200) -> str:
@@ -42,7 +49,7 @@ def status(*workers: Row, primary: Row = PRIMARY, gpus: Row = NO_GPUS, depth: in
 
 
 def test_the_status_shows_gateway_primary_workers_and_gpus() -> None:
-    text = status(WORKER, WORKER | {"id": "w2", "state": "BACKOFF", "problem": "out of memory"})
+    text = status(WORKER, WORKER | {"id": "w2", "state": "BACKOFF", "trouble": trouble("out of memory")})
     assert "http://127.0.0.1:8000" in text
     assert "queue 0 of 512" in text
     assert "oldest" not in text
@@ -50,7 +57,8 @@ def test_the_status_shows_gateway_primary_workers_and_gpus() -> None:
     assert "GPUs: none (NVML library not found)" in text
     (row,) = [line for line in text.splitlines() if line.startswith("w1")]
     assert row.split() == ["w1", "IDLE", "cpu", "11500", "1/4", "1", "min", "0", "400", "MiB", "12", "%", "tiny:latest"]
-    assert "\nw2: out of memory\n" in text
+    assert "\nw2: out of memory, since 2001-02-03" in text
+    assert ". Tried: it was restarted. Next: it is tried again.\n" in text
 
 
 def test_a_queue_shows_how_long_its_oldest_waits() -> None:
@@ -69,9 +77,9 @@ def test_the_primary_shows_its_trouble_and_the_store() -> None:
         ({"gpu": {"index": 3, "uuid": "GPU-x", "name": "n"}}, "GPU 3"),
         ({"gpu": {"index": None, "uuid": "GPU-x", "name": None}, "placement": "GPU-aaaabbbbcccc"}, "GPU-aaaabbbb"),
         ({"port": None, "uptime_s": None, "models": []}, "w1"),
-        ({"restarts": 2, "last_exit": ended("died", "SIGKILL", None)}, "restarted: died (SIGKILL)"),
-        ({"restarts": 2, "last_exit": ended("died", None, 3)}, "restarted: died (exit code 3)"),
-        ({"restarts": 2, "last_exit": ended("no GPU", None, None)}, "restarted: no GPU"),
+        ({"restarts": 2, "last_exit": ended("died", "SIGKILL", None)}, ": died (SIGKILL)"),
+        ({"restarts": 2, "last_exit": ended("died", None, 3)}, ": died (exit code 3)"),
+        ({"restarts": 2, "last_exit": ended("no GPU", None, None)}, "well; restarted 2 times, last at 2001-02-03"),
         ({"rss_bytes": 3 * 1024**3}, "3.0 GiB"),
     ],
 )  # fmt: skip
@@ -82,20 +90,23 @@ def test_a_worker_is_shown_whatever_is_missing(row: Row, shown: str) -> None:
 @pytest.mark.parametrize("odd", ["[/red]", "[red]x", "[link=x]", ":smile:", "a [/] b", "\\[x]"])
 def test_what_others_wrote_is_shown_as_it_is(odd: str) -> None:
     text = status(
-        WORKER | {"problem": odd, "models": [odd]},
+        WORKER | {"trouble": trouble(odd), "models": [odd]},
         primary=PRIMARY | {"problem": odd},
-        gpus={"gpus": [GPU | {"name": odd, "fault": odd}], "fault": None},
+        gpus={"gpus": [GPU | {"name": odd, "trouble": trouble(odd)}], "fault": None},
     )
     assert text.count(odd) == 5
 
 
 def test_gpus_are_shown_with_what_is_known_of_them() -> None:
-    text = printed(show.gpus({"gpus": [GPU, GPU | {"verdict": "faulty", "fault": "lost"}], "fault": None}))
-    row, bad = text.splitlines()[1:]
+    bad = GPU | {"verdict": "quarantined", "trouble": trouble("Xid 79")}
+    text = printed(show.gpus({"gpus": [GPU, bad], "fault": "NVML has not answered for 9 s"}))
+    row, bad_row, told, general = text.splitlines()[1:]
     assert row.split() == [
         "0", "GPU-aaaaaaaa", "Fake", "H200", "2.0", "GiB", "of", "141.0", "GiB", "7", "%", "75", "W", "w1", "well",
     ]  # fmt: skip
-    assert bad.rstrip().endswith("faulty: lost")
+    assert bad_row.rstrip().endswith("quarantined")
+    assert told.startswith("GPU 0: Xid 79, since 2001-02-03")
+    assert general == "GPUs: NVML has not answered for 9 s"
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor import wanted
+from supervisor.house import WorkerSpec
 from supervisor.placement import CPU, Placement
 from supervisor.wanted import WantedFile
-from supervisor.worker import WorkerSpec
 
 FLEET = [WorkerSpec("w1", CPU, 4), WorkerSpec("w3", Placement("GPU-aaaa"), 1)]
 

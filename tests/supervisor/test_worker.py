@@ -11,11 +11,13 @@ import psutil
 import pytest
 import trio
 
-from supervisor import lifecycle, restart, worker
+from supervisor import lifecycle, restart, watch
 from supervisor.errors import StartFailed
 from supervisor.lifecycle import State
 from supervisor.placement import Placement
-from supervisor.worker import Goal, OnePort, Worker
+from supervisor.standing import Goal
+from supervisor.trouble import problem_of
+from supervisor.worker import OnePort, Worker
 from tests.fakes.fake_ollama import add_model
 from tests.fakes.house import FakeHouse, fake_house, group_lives, marked, until
 from tests.fakes.serving import free_port
@@ -27,7 +29,8 @@ SLOW_S = 60.0  # long enough that a test which waits for it fails
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "FIRST_DELAY_S", 0.05)
-    monkeypatch.setattr(worker, "POLL_INTERVAL_S", 0.02)
+    for name in ("LOOK_INTERVAL_S", "PROBE_INTERVAL_S", "PS_INTERVAL_S"):
+        monkeypatch.setattr(watch, name, 0.02)
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ async def test_a_worker_is_ready_when_it_answers_on_its_own_port(house: FakeHous
     assert house.leases.heard("w1") == ["ready"]
     assert (house.leases.ports["w1"], house.leases.slots["w1"]) == (it.port, 2)
     assert [event["event"] for event in house.house.events.newest()] == ["worker_warming", "worker_ready"]
-    assert (it.restarts, it.problem, it.last_exit) == (0, None, None)
+    assert (it.restarts, problem_of(it), it.last_exit) == (0, None, None)
 
 
 async def test_a_worker_is_ready_only_with_the_required_model_loaded(model_house: FakeHouse) -> None:
@@ -98,14 +101,14 @@ async def test_a_model_that_does_not_load_is_a_failed_start_with_ollamas_reason(
     model_house.behaves(load_error="out of memory")
     it = model_house.launch()
     await until(it, State.BACKOFF)
-    assert it.problem is not None
-    assert "tiny cannot be loaded" in it.problem
-    assert "out of memory" in it.problem
+    assert problem_of(it) is not None
+    assert "tiny cannot be loaded" in (problem_of(it) or "")
+    assert "out of memory" in (problem_of(it) or "")
     assert "ready" not in model_house.leases.heard("w1")
 
     model_house.behaves()
     await until(it, State.READY)
-    assert it.problem is None
+    assert problem_of(it) is None
 
 
 async def test_a_port_that_a_stranger_has_is_not_taken(house: FakeHouse) -> None:
@@ -116,18 +119,18 @@ async def test_a_port_that_a_stranger_has_is_not_taken(house: FakeHouse) -> None
 
 
 async def test_a_strangers_answer_on_the_port_does_not_make_a_worker_ready(
-    house: FakeHouse, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "START_TIMEOUT_S", 0.6)
-    other = await ready(house)
-    assert other.port is not None
-    monkeypatch.setattr(house.house.ports, "take", lambda _preferred: other.port)
-    it = house.launch("w2")
+    async with fake_house(tmp_path, START_TIMEOUT_S="5") as house:
+        other = await ready(house)
+        assert other.port is not None
+        monkeypatch.setattr(house.house.ports, "take", lambda _preferred: other.port)
+        it = house.launch("w2")
 
-    await until(it, State.BACKOFF)
+        await until(it, State.BACKOFF)
 
-    assert "ready" not in house.leases.heard("w2")
-    assert other.state is State.READY
+        assert "ready" not in house.leases.heard("w2")
+        assert other.state is State.READY
 
 
 async def test_a_port_lost_between_two_starts_is_replaced(house: FakeHouse) -> None:
@@ -161,7 +164,8 @@ async def test_a_killed_server_is_lost_at_once_and_started_again(model_house: Fa
     assert it.restarts == 1
     assert it.last_exit is not None
     assert it.last_exit.status is not None
-    assert (it.last_exit.reason, it.last_exit.status.signal) == ("its process ended by itself", "SIGKILL")
+    assert it.last_exit.reason == "its process ended by itself (killed by SIGKILL)"
+    assert it.last_exit.status.signal == "SIGKILL"
     assert any("fake ollama listens" in line for line in it.last_exit.log)
 
 
@@ -199,50 +203,32 @@ async def test_a_server_that_ends_at_its_start_is_retried_with_growing_delays_un
 
     house.behaves()
     await until(it, State.READY)
-    assert it.problem is None
+    assert problem_of(it) is None
 
 
-async def test_a_server_that_never_answers_well_is_a_failed_start(
-    house: FakeHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "START_TIMEOUT_S", 0.4)
-    house.behaves(never_ready=True)
-    it = house.launch()
-    await until(it, State.BACKOFF)
-    assert it.problem == f"it did not answer on port {it.port} within 0.4 s; failed 1 times in a row"
-    monkeypatch.setattr(worker, "START_TIMEOUT_S", SLOW_S)
-    house.behaves()
-    await until(it, State.READY)
+async def test_a_server_that_never_answers_well_is_a_failed_start(tmp_path: Path) -> None:
+    async with fake_house(tmp_path, START_TIMEOUT_S="3") as house:
+        house.behaves(never_ready=True)
+        it = house.launch()
+        await until(it, State.BACKOFF)
+        assert problem_of(it) == (
+            f"it did not answer on port {it.port} within 3 s (START_TIMEOUT_S); failed 1 times in a row"
+        )
+        house.behaves()
+        await until(it, State.READY)
 
 
-async def test_a_server_that_no_longer_answers_is_replaced(house: FakeHouse) -> None:
-    it = await ready(house)
-    pid = pid_of(it)
-    house.behaves(never_ready=True)
-    await until(it, State.BACKOFF)
-    assert it.last_exit is not None
-    assert it.last_exit.reason == "it did not answer 3 times in a row"
-    assert group_is_gone(pid)
-    house.behaves()
-    await until(it, State.READY)
-
-
-async def test_one_missed_probe_is_forgiven(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = await ready(house)
-    answers = iter([None, None, "0.5.4"] * 3)
-    asked = trio.Event()
-
-    async def version(_port: int) -> str | None:
-        await trio.lowlevel.checkpoint()
-        answer = next(answers, "end")
-        if answer == "end":
-            asked.set()
-        return answer
-
-    monkeypatch.setattr(house.house.prober, "version", version)
-    with trio.fail_after(30):
-        await asked.wait()
-    assert (it.state, it.restarts) == (State.READY, 0)
+async def test_a_server_that_no_longer_answers_is_replaced(tmp_path: Path) -> None:
+    async with fake_house(tmp_path, HANG_TIMEOUT_S="1") as house:
+        it = await ready(house)
+        pid = pid_of(it)
+        house.behaves(never_ready=True)
+        await until(it, State.BACKOFF)
+        assert it.last_exit is not None
+        assert it.last_exit.reason.startswith("it answers no probe")
+        assert group_is_gone(pid)
+        house.behaves()
+        await until(it, State.READY)
 
 
 async def test_the_models_a_worker_holds_are_told(house: FakeHouse, tmp_path: Path) -> None:
@@ -256,21 +242,24 @@ async def test_the_models_a_worker_holds_are_told(house: FakeHouse, tmp_path: Pa
     assert it.models == {"late:latest"}
 
 
-@pytest.mark.parametrize("missing", ["setpriv", "log"])
 async def test_a_start_that_cannot_even_begin_backs_off_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fake_house(tmp_path) as house:
-        if missing == "setpriv":
-            monkeypatch.setattr(subprocess, "Popen", _no_such_program)
-        else:
-            (tmp_path / "logs").write_text("a file where the directory should be")
+        monkeypatch.setattr(subprocess, "Popen", _no_such_program)
         it = house.launch()
         await until(it, State.BACKOFF)
-        assert it.problem is not None
-        assert ("setpriv cannot be started" if missing == "setpriv" else "cannot be written") in it.problem
+        assert "setpriv cannot be started" in (problem_of(it) or "")
         assert it.last_exit is not None
         assert (it.last_exit.status, it.last_exit.log) == (None, ())
+
+
+async def test_a_worker_whose_log_cannot_be_written_serves_and_says_so(tmp_path: Path) -> None:
+    async with fake_house(tmp_path) as house:
+        await house.store.keep((), lambda: 0.5)
+        (tmp_path / "logs").write_text("a file where the directory should be")
+        it = await ready(house)
+        assert "cannot be written" in (problem_of(it) or "")
 
 
 def _no_such_program(*_args: object, **_kwargs: object) -> None:
@@ -281,7 +270,7 @@ async def test_a_worker_whose_gpu_is_missing_waits_and_says_why(house: FakeHouse
     house.gpu_problems[GPU] = "GPU GPU-aaaaaaaa is not there"
     it = house.launch(placement=GPU)
     await until(it, State.BACKOFF)
-    assert it.problem == "GPU GPU-aaaaaaaa is not there; failed 1 times in a row"
+    assert problem_of(it) == "GPU GPU-aaaaaaaa is not there; failed 1 times in a row"
     assert it.last_exit is not None
     assert it.last_exit.reason == "GPU GPU-aaaaaaaa is not there"
     assert house.processes("w1") == []
@@ -618,7 +607,7 @@ async def test_a_start_that_hangs_does_not_delay_a_removal(patient: FakeHouse) -
 async def test_an_event_that_the_table_does_not_have_is_a_bug_that_shows(house: FakeHouse) -> None:
     it = house.worker()
     with pytest.raises(lifecycle.IllegalTransition):
-        it._move(lifecycle.Event.WARMED)
+        it._move(lifecycle.Event.WARMED, cause="a test")
 
 
 # -- the primary -----------------------------------------------------------------------------------------------------

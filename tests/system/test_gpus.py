@@ -99,11 +99,20 @@ def test_a_quarantined_gpu_takes_no_worker_until_it_is_released(gpus: Chimera) -
     gpus.ready(3)
 
 
-def test_a_worker_whose_gpu_is_lost_is_not_started_on_the_cpu(gpus: Chimera, nvml: FakeNvml) -> None:
+def test_a_lost_gpu_is_quarantined_and_comes_back_by_itself(gpus: Chimera, nvml: FakeNvml) -> None:
     gpus.start().ready(2)
     nvml.gpus[1].ret = 15  # NVML_ERROR_GPU_IS_LOST
     nvml.write()
-    wait_for(lambda: gpus.client.get("/admin/gpus").json()["gpus"][1]["verdict"] == "faulty")
-    gpus.client.post("/admin/instances/w2/restart")
-    row = wait_for(lambda: next((r for r in gpus.instances() if r["id"] == "w2" and r["state"] == "BACKOFF"), None))
-    assert "lost" in row["problem"]
+    wait_for(lambda: gpus.instance("w2")["state"] == "QUARANTINED")
+    gpu = gpus.client.get("/admin/gpus").json()["gpus"][1]
+    assert (gpu["verdict"], gpu["workers"]) == ("quarantined", ["w2"])
+    assert "lost" in gpu["trouble"]["what"]
+    assert "lost" in gpus.instance("w2")["trouble"]["what"]
+    assert "by itself" in gpu["trouble"]["next"]
+    assert gpus.client.post("/admin/instances/w2/restart").status_code == 409
+    status = gpus.command("status").stdout
+    assert "QUARANTINED" in status
+    assert "Next: it is released by itself" in " ".join(status.split())
+    nvml.gpus[1].ret = 0
+    nvml.write()
+    wait_for(lambda: gpus.instance("w2")["state"] in ("IDLE", "BUSY"), 90)
