@@ -107,7 +107,10 @@ def test_a_worker_is_passed_over_only_if_the_others_slots_were_too_few(at_once: 
 
 @dataclass
 class StubGateway:
-    """Two workers and what is spawned; requests go round. `first_503` answers the first of them with 503."""
+    """Two workers and what is spawned; requests go round. `first_503` answers the first of them with 503.
+
+    Answers wait until the queue has been looked at twice: the script is to have seen it, however slow the machine.
+    """
 
     url: str = ""
     first_503: bool = True
@@ -117,6 +120,8 @@ class StubGateway:
     pruned: list[str] = field(default_factory=list)
     generated: Any = field(default_factory=itertools.count)
     reached: threading.Event = field(default_factory=threading.Event)
+    looks: Any = field(default_factory=lambda: itertools.count(1))
+    watched: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
@@ -140,6 +145,8 @@ def handler_of(stub: StubGateway) -> type[BaseHTTPRequestHandler]:
             stub.reached.set()
             if stub.hang:
                 stub.ended.wait(20)
+            else:
+                stub.watched.wait(20)
             body = f"{TOKEN}\n" if stub.cut else f"{TOKEN}\n{END}\n"
             worker = stub.workers[number % len(stub.workers)]
             marks = {"X_Chimera_Worker": worker, "X_Chimera_Queue_Ms": "12", "X_Chimera_Attempts": "1"}
@@ -154,6 +161,8 @@ def handler_of(stub: StubGateway) -> type[BaseHTTPRequestHandler]:
                 stub.workers += [f"new{number}" for number in range(asked["count"])]
             if self.path == "/admin/instances/prune":
                 stub.pruned += asked["ids"]
+            if self.path == "/admin/instances" and stub.reached.is_set() and next(stub.looks) == 2:
+                stub.watched.set()
             rows = [{"id": worker, "state": "IDLE", "slots": 2} for worker in stub.workers]
             spawned = [row for row in rows if str(row["id"]).startswith("new")]
             answers: dict[str, object] = {
