@@ -7,6 +7,7 @@ belong to whoever made them. Nothing here raises where cgroups are not to be had
 """
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,14 +15,13 @@ from pathlib import Path
 
 import structlog
 
-from supervisor.errors import StartFailed
-
 log = structlog.get_logger("cgroup")
 
 MOUNTS = Path("/proc/self/mountinfo")
 OWN = Path("/proc/self/cgroup")
-# The shell is replaced by the worker: it only puts itself, and so what it becomes, into the cgroup first.
-_JOIN = 'echo $$ > "$0" && exec "$@"'
+# The shell is replaced by the worker: it only puts itself, and so what it becomes, into the cgroup first. Where that
+# is refused the worker runs all the same, and its log has the shell's complaint.
+_JOIN = 'echo $$ > "$0"; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,14 @@ class WorkerCgroup:
         except OSError:
             return []
 
+    def empty(self) -> bool:
+        """Say whether no process is in it."""
+        return not self.pids()
+
+    def oom_kills(self) -> int | None:
+        """Return how many of its processes were ended for want of memory; None without the memory controller."""
+        return oom_kills_in(self.path / "memory.events")
+
     def remove(self) -> None:
         """Remove it; one that still has a process stays."""
         with suppress(OSError):
@@ -58,13 +66,14 @@ class Cgroups:
 
     root: Path
 
-    def of(self, worker_id: str) -> WorkerCgroup:
-        """Return a worker's cgroup, made if it is not there. Raises StartFailed."""
+    def of(self, worker_id: str) -> WorkerCgroup | None:
+        """Return a worker's cgroup, made if it is not there; None, once warned of, where it cannot be made."""
         path = self.root / f"worker-{worker_id}"
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:
-            raise StartFailed(f"its cgroup {path} cannot be made: {error.strerror}") from error
+            log.warning("a worker runs without a cgroup of its own", cgroup=str(path), error=error.strerror)
+            return None
         return WorkerCgroup(path)
 
 
@@ -72,27 +81,34 @@ def find_delegated(environ: Mapping[str, str], own: Path = OWN, mounts: Path = M
     """Return the cgroup that systemd has delegated to this very service, None when it has not. Blocks a little."""
     if "INVOCATION_ID" not in environ:  # systemd.exec(5): not a service
         return None
-    try:
-        mount = _mount_point(mounts.read_text(encoding="utf-8"))
-        inside = _own_path(own.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    if mount is None or inside is None or inside == "/":
-        return None
-    root = mount / inside.lstrip("/")
-    if not _is_delegated(root) or not os.access(root / "cgroup.procs", os.W_OK):
+    root = own_cgroup(own, mounts)
+    if (
+        root is None
+        or not (_is_delegated(root) or _is_ours_alone(root))
+        or not os.access(root / "cgroup.procs", os.W_OK)
+    ):
         return None
     log.info("each worker has a cgroup of its own", root=str(root))
     return Cgroups(root)
 
 
-def _mount_point(mountinfo: str) -> Path | None:
-    """Return where cgroup v2 is mounted: proc(5), the fields after " - " begin with the type."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return Path(before.split()[4].encode().decode("unicode_escape"))
-    return None
+def own_cgroup(own: Path = OWN, mounts: Path = MOUNTS) -> Path | None:
+    """Return the directory of our own cgroup v2, None where there is none (the root is nobody's). Blocks a little."""
+    try:
+        inside = _own_path(own.read_text(encoding="utf-8"))
+        return None if inside in (None, "/") else _mounted_at(mounts.read_text(encoding="utf-8"), inside)
+    except OSError:
+        return None
+
+
+def oom_kills_in(events: Path) -> int | None:
+    """Return the count of OOM kills in a cgroup's memory.events (v2) or memory.oom_control (v1), None without one."""
+    try:
+        text = events.read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _own_path(cgroup: str) -> str | None:
@@ -103,9 +119,43 @@ def _own_path(cgroup: str) -> str | None:
     return None
 
 
+def _mounted_at(mountinfo: str, inside: str) -> Path | None:
+    """Return where a path of cgroup v2 is mounted.
+
+    proc(5): the fourth field is the part of the hierarchy that is mounted, the fifth where; what follows " - " begins
+    with the type.
+    """
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if not after.startswith("cgroup2 "):
+            continue
+        part, mount = before.split()[3:5]
+        if part == "/" or inside == part or inside.startswith(f"{part}/"):
+            return Path(_unescaped(mount)) / inside.removeprefix(part.rstrip("/")).lstrip("/")
+    return None
+
+
+def _unescaped(field: str) -> str:
+    """Return a field of mountinfo as it is: space, tab, newline and backslash are octal there."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field)
+
+
 def _is_delegated(directory: Path) -> bool:
     for name in ("user.delegate", "trusted.delegate"):
         with suppress(OSError):
             if os.getxattr(directory, name) == b"1":
                 return True
     return False
+
+
+def _is_ours_alone(directory: Path) -> bool:
+    """Say whether a cgroup belongs to our user, who is not root, and no other process is in it.
+
+    systemd gives a delegated cgroup to the service's user; older kernels (before 5.7) keep no mark of it there, and
+    trusted.delegate is for root's eyes.
+    """
+    uid = os.geteuid()
+    try:
+        return uid != 0 and directory.stat().st_uid == uid and WorkerCgroup(directory).pids() == [os.getpid()]
+    except OSError:
+        return False

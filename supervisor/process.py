@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import trio
 from supervisor.cgroup import WorkerCgroup
 from supervisor.command import Command
 from supervisor.errors import StartFailed
-from supervisor.procs import scan
+from supervisor.procs import DEAD, Proc, scan, stat_of
 
 # A log that has grown past this is set aside (one generation) when its worker starts.
 LOG_ROTATE_BYTES = 16 * 1024**2
@@ -53,7 +53,11 @@ class WorkerProcess:
         self, popen: "subprocess.Popen[bytes]", log_path: Path, cgroup: WorkerCgroup | None = None,
         log_problem: str | None = None,
     ) -> None:  # fmt: skip
-        """`log_problem` says why the process runs without a log, if it does."""
+        """`log_problem` says why nothing can be written into its log, if so.
+
+        `killed_by_us` becomes true when the end is asked for while the process still runs: a SIGKILL that ends it
+        without that came from elsewhere.
+        """
         self._popen = popen
         self._pidfd = os.pidfd_open(popen.pid)
         self.pid = popen.pid
@@ -91,41 +95,64 @@ class WorkerProcess:
             self.signal_group(signal.SIGTERM)
             self.signal_group(signal.SIGCONT)  # a stopped process cannot react to TERM
             with trio.move_on_after(stop_timeout_s):
-                await self.wait()
+                await trio.lowlevel.wait_readable(self._pidfd)  # not wait(): the end must need no new descriptor
         # The leader is still unreaped here, so its number is still the group's: this reaches left runners only.
         self.signal_group(signal.SIGKILL)
         if self._cgroup is not None:
             self._cgroup.kill()
         with trio.move_on_after(KILL_TIMEOUT_S):
-            await self.wait()
+            await trio.lowlevel.wait_readable(self._pidfd)
         self._reap()
-        pause_s = 0.002
         with trio.move_on_after(GROUP_TIMEOUT_S):
-            while group_lives(self.pid) or (self._cgroup is not None and self._cgroup.pids()):
-                await trio.sleep(pause_s)
-                pause_s = min(0.1, pause_s * 1.5)
+            await self._until_gone()
         if self._cgroup is not None:
             self._cgroup.remove()
 
+    async def _until_gone(self) -> None:
+        """Return when no process of the group or of the cgroup lives.
+
+        All of /proc is read only to learn who is left, and in a thread; then those few are looked at.
+        """
+        pause_s = 0.002
+        left: tuple[Proc, ...] = ()
+        while True:
+            left = tuple(member for member in left if _lives(member))
+            if not left:
+                try:
+                    left = await trio.to_thread.run_sync(members, self.pid)
+                    if not left and not (self._cgroup is not None and self._cgroup.pids()):
+                        return
+                except OSError:  # /proc cannot be read now, such as for want of a descriptor: nothing is known
+                    pass
+            await trio.sleep(pause_s)
+            pause_s = min(0.1, pause_s * 1.5)
+
     def _reap(self) -> None:
         code = self._popen.poll()
+        trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         name = signal.Signals(-code).name if code is not None and code < 0 else None
         self.exit_status = ExitStatus(None if name else code, name, datetime.now(UTC))
 
 
-def group_lives(pgid: int) -> bool:
-    """Say whether a process group has a living member.
+def members(pgid: int) -> tuple[Proc, ...]:
+    """Return the living processes of a group. Blocks, some milliseconds if there are any; raises OSError.
 
     Zombies are none: they hold no memory, and whoever inherited a killed runner may take seconds to reap it.
     """
     try:
         os.killpg(pgid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return False  # it is somebody else's by now
-    return pgid in scan()
+    except (ProcessLookupError, PermissionError):
+        return ()  # the usual case: serve has ended and reaped its runners; or the number is somebody else's by now
+    return scan().get(pgid, ())
+
+
+def _lives(member: Proc) -> bool:
+    try:
+        now = stat_of(member.pid)
+    except OSError:
+        return True  # that is not known
+    return now is not None and now.start_ticks == member.start_ticks and now.state not in DEAD
 
 
 @asynccontextmanager
@@ -140,7 +167,12 @@ async def running(
     Raises StartFailed when it cannot be started. Cancellation: the block's end is shielded and takes at most
     `stop_timeout_s` and a few seconds more. After the block `exit_status` says how it ended.
     """
-    process = _start(command, log_path, cgroup)
+    try:
+        process = _start(command, log_path, cgroup)
+    except StartFailed:
+        if cgroup is not None:
+            cgroup.remove()
+        raise
     try:
         yield process
     finally:
@@ -149,37 +181,54 @@ async def running(
 
 
 def _start(command: Command, log_path: Path, cgroup: WorkerCgroup | None) -> WorkerProcess:
-    if cgroup is not None:
-        command = replace(command, argv=cgroup.joined(command.argv))
-    log, log_problem = _open_log(log_path)
+    argv = command.argv if cgroup is None else cgroup.joined(command.argv)
     try:
-        popen = subprocess.Popen(
-            command.argv,
-            env=command.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
+        log, log_problem = _open_log(log_path)
+        try:
+            popen = subprocess.Popen(
+                argv,
+                env=command.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+        try:
+            return WorkerProcess(popen, log_path, cgroup, log_problem)
+        except OSError:  # no descriptor is left to watch it by
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+            raise
     except OSError as error:
         raise StartFailed(f"{command.argv[0]} cannot be started: {error.strerror}") from error
-    finally:
-        os.close(log)
-    return WorkerProcess(popen, log_path, cgroup, log_problem)
 
 
 def _open_log(log_path: Path) -> tuple[int, str | None]:
-    """Open a log for appending, or /dev/null with the reason.
+    """Open a log for appending; where that cannot be, /dev/null, and the reason. Raises OSError when neither can be.
 
-    Straight into a file: a dead reader of a pipe kills serve by SIGPIPE, a slow one stalls it.
+    Straight into a file: a dead reader of a pipe kills serve by SIGPIPE, a slow one stalls it. A full disk is
+    written to all the same: the log goes on by itself as soon as there is room.
     """
     try:
         _rotate(log_path)
-        return os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640), None
+        log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         problem = f"its log {log_path} cannot be written: {error.strerror}"
         return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), problem
+    return log, f"its log {log_path} cannot be written: the disk is full" if _is_full(log) else None
+
+
+def _is_full(file: int) -> bool:
+    """Say whether the file system of an open file has no room for us: what is kept back is root's (statvfs(3))."""
+    try:
+        room = os.fstatvfs(file)
+    except OSError:
+        return False
+    left = room.f_bfree if os.geteuid() == 0 else room.f_bavail
+    return room.f_blocks > 0 and left == 0
 
 
 def _rotate(log_path: Path) -> None:

@@ -1,12 +1,16 @@
 """What each worker's processes use of the machine, and what state they are in: one pass over /proc a second."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import structlog
 import trio
 
-from supervisor.procs import Proc, private_bytes, scan
+from supervisor.procs import Census, Proc, private_bytes
+
+log = structlog.get_logger("usage")
 
 INTERVAL_S = 1.0
 # Private memory is a second file per process, and changes slowly.
@@ -23,6 +27,7 @@ class Usage:
 
     `cpu_percent` is of one core, so 250 means two and a half cores. `stopped` are those in state T or t, `stuck`
     those in D for several looks in a row (proc(5)). `private_bytes` is None until it has been looked at.
+    `measured_at` is a moment of trio's clock: figures that are old say that /proc could not be read since.
     """
 
     rss_bytes: int = 0
@@ -32,6 +37,7 @@ class Usage:
     private_bytes: int | None = None
     stopped: frozenset[int] = frozenset()
     stuck: frozenset[int] = frozenset()
+    measured_at: float = -math.inf
 
     @property
     def runner_pids(self) -> frozenset[int]:
@@ -44,6 +50,7 @@ class UsageMeter:
 
     def __init__(self) -> None:
         self.latest: dict[str, Usage] = {}
+        self._census = Census()
         self._looks = 0
         self._ticks: dict[tuple[int, int], int] = {}  # pid and start: a reused pid is a new process
         self._in_d: dict[int, int] = {}
@@ -55,23 +62,35 @@ class UsageMeter:
         return self.latest.get(worker_id)
 
     async def watch(self, leaders: Callable[[], Mapping[str, int]]) -> None:
-        """Measure every second, in a thread. The meter's task; cancellation ends it."""
+        """Measure every second, in a thread. The meter's task; cancellation ends it.
+
+        What cannot be measured for once (no file descriptor is left) keeps its last figures.
+        """
+        failing = False
         while True:
-            pids = leaders()
-            self.latest = await trio.to_thread.run_sync(self.measure, dict(pids), trio.current_time())
+            pids = dict(leaders())
+            try:
+                self.latest = await trio.to_thread.run_sync(self.measure, pids, trio.current_time())
+                failing = False
+            except OSError as error:
+                if not failing:
+                    log.warning("workers' processes cannot be looked at", error=str(error))
+                failing = True
+                self.latest = {worker_id: usage for worker_id, usage in self.latest.items() if worker_id in pids}
             await trio.sleep(INTERVAL_S)
 
     def measure(self, leaders: Mapping[str, int], now: float) -> dict[str, Usage]:
         """Return the use of each worker's process group, also of one whose leader is gone. Blocks a little.
 
-        CPU is what was spent since the last look, at `now` seconds of any clock: none at the first.
+        CPU is what was spent since the last look, at `now` seconds of any clock: none at the first. Raises OSError
+        when /proc cannot be read.
         """
-        groups = scan()
+        groups = self._census.take(leaders.values())
         spent_s = now - self._looked_at if self._looked_at is not None else 0.0
         before, self._ticks = self._ticks, {}
         asks_private = self._looks % PRIVATE_EVERY == 0
         usages = {
-            worker_id: self._of(leader, groups.get(leader, ()), before, spent_s, asks_private)
+            worker_id: self._of(leader, groups.get(leader, ()), before, spent_s, now, asks_private)
             for worker_id, leader in leaders.items()
         }
         alive = frozenset().union(*(usage.pids for usage in usages.values()))
@@ -82,7 +101,7 @@ class UsageMeter:
 
     def _of(
         self, leader: int, members: tuple[Proc, ...], before: Mapping[tuple[int, int], int], spent_s: float,
-        asks_private: bool,
+        now: float, asks_private: bool,
     ) -> Usage:  # fmt: skip
         ticks = 0
         for member in members:
@@ -101,4 +120,5 @@ class UsageMeter:
             private_bytes=sum(size or 0 for size in known) if known else None,
             stopped=frozenset(member.pid for member in members if member.state in "Tt"),
             stuck=frozenset(pid for pid in (m.pid for m in members) if self._in_d[pid] >= STUCK_LOOKS),
+            measured_at=now,
         )

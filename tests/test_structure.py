@@ -24,6 +24,7 @@ PURE = {
         "gpu_reading",
         "gpu_health",
         "gpu_state",
+        "memory",
     },
     "gateway": {"errors", "ollama", "dispatch", "headers"},
 }

@@ -15,6 +15,7 @@ from supervisor import process
 from supervisor.command import Command
 from supervisor.errors import StartFailed
 from supervisor.process import ExitStatus, WorkerProcess, last_lines, running
+from supervisor.procs import Proc
 from tests.fakes.house import group_lives
 
 # Starts a child of its own group, says both numbers, and waits.
@@ -96,8 +97,8 @@ async def test_the_whole_group_is_ended_at_the_end_of_the_block(tmp_path: Path) 
 async def test_the_end_of_the_block_waits_for_the_group_to_be_gone_but_not_for_its_zombies(tmp_path: Path) -> None:
     async with running(family(), tmp_path / "log", stop_timeout_s=5) as child:
         await first_line(tmp_path / "log")
-        assert process.group_lives(child.pid)
-    assert not process.group_lives(child.pid)
+        assert len(process.members(child.pid)) == 2
+    assert process.members(child.pid) == ()
     assert not group_lives(child.pid)
 
 
@@ -181,6 +182,65 @@ async def test_a_failed_start_leaves_no_descriptor_open(tmp_path: Path) -> None:
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("step", ["open", "pidfd_open"])
+async def test_without_descriptors_a_start_fails_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    started: list[int] = []
+
+    def exhausted(pid: object, *_more: object) -> int:
+        if isinstance(pid, int):
+            started.append(pid)
+        raise OSError(24, "Too many open files")
+
+    before = open_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(process.os, step, exhausted)  # type: ignore[attr-defined]
+        with pytest.raises(StartFailed, match=r"^/bin/sh cannot be started: Too many open files$"):
+            async with running(shell("sleep 60"), tmp_path / "log", stop_timeout_s=5):
+                pass
+    assert len(started) == (step == "pidfd_open")
+    assert not any(group_lives(pid) for pid in started)
+    assert open_descriptors() == before
+
+
+async def test_the_end_needs_no_new_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_args: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    stubborn_child = f"import signal; {STUBBORN}; signal.alarm(60); signal.pause()"
+    async with running(family(prelude=STUBBORN, child=stubborn_child), tmp_path / "log", stop_timeout_s=0.2) as child:
+        await first_line(tmp_path / "log")
+        monkeypatch.setattr(os, "dup", exhausted)
+        monkeypatch.setattr(process, "scan", exhausted)
+        monkeypatch.setattr(process, "GROUP_TIMEOUT_S", 0.1)
+    assert not group_lives(child.pid)
+    assert child.exit_status is not None
+
+
+async def test_all_of_proc_is_read_only_to_learn_who_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans: list[int] = []
+    lingers = Proc(os.getpid(), 1, 1, "S", 0, 7, 0)
+    looks = iter([lingers, lingers, lingers, None])
+
+    def counting() -> dict[int, tuple[Proc, ...]]:
+        scans.append(1)
+        return {child.pid: (lingers,)} if len(scans) == 1 else {}
+
+    monkeypatch.setattr(process, "scan", counting)
+    monkeypatch.setattr(process, "stat_of", lambda _pid: next(looks))
+    async with running(family(prelude=STUBBORN), tmp_path / "log", stop_timeout_s=0) as child:
+        await first_line(tmp_path / "log")
+        real = os.killpg
+
+        def killpg(pgid: int, number: int) -> None:
+            if number:  # the group is there as long as it is asked for
+                real(pgid, number)
+
+        monkeypatch.setattr(os, "killpg", killpg)
+    assert len(scans) == 2
+
+
 async def test_a_child_inherits_its_log_and_nothing_else(tmp_path: Path) -> None:
     held, other = os.pipe()
     os.set_inheritable(held, True)
@@ -212,6 +272,16 @@ async def test_a_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: py
     assert last_lines(log, 9) == ["new"]
     assert (tmp_path / "w1.log.1").read_text() == "eleven bytes"
     assert names(tmp_path) == ["w1.log", "w1.log.1"]
+
+
+async def test_a_full_disk_is_said_and_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 10, 5, 5, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: full)
+    log = tmp_path / "w1.log"
+    async with running(shell("echo there is room again"), log, stop_timeout_s=5) as child:
+        assert child.log_problem == f"its log {log} cannot be written: the disk is full"
+        await child.wait()
+    assert last_lines(log, 1) == ["there is room again"]
 
 
 @pytest.mark.parametrize("obstacle", ["logs is a file", "log is a directory"])
