@@ -45,4 +45,4 @@ class ModelUnavailable(SupervisorError):
 
 
 class NotAChatModel(SupervisorError):
-    """A model does not generate text (it only embeds): one token cannot be asked of it."""
+    """One token cannot be asked of a model: it does not generate text (it only embeds), or has left the store."""

@@ -80,24 +80,25 @@ class Prober:
         return None
 
     async def canary(
-        self, port: int, model: str, *, context_length: int | None, keep_alive: str | int, timeout_s: float
+        self, port: int, model: str, *, context_length: int | None, keep_alive: str | int | None, timeout_s: float
     ) -> str | None:
         """Ask a loaded model for one token; return None when it came, else what went wrong, in one sentence.
 
         `context_length` is what the model is loaded with, where known: another one would make Ollama load it anew
-        (ollama#8903). Raises NotAChatModel for a model that does not generate text.
+        (ollama#8903). `keep_alive` None leaves it to Ollama how long the model stays. Raises NotAChatModel for a
+        model of which no token can be asked: it generates no text, or has left the store. Cancellation closes the
+        connection, which ends the request.
         """
         options = {"num_predict": 1} | ({"num_ctx": context_length} if context_length else {})
-        body = {"model": model, "prompt": "hi", "raw": True, "stream": False, "keep_alive": keep_alive}
-        with trio.move_on_after(timeout_s):  # httpx's own timeout begins anew with every byte
+        body = {"model": model, "prompt": "hi", "raw": True, "stream": False, "options": options}
+        if keep_alive is not None:
+            body["keep_alive"] = keep_alive
+        with trio.move_on_after(timeout_s):  # httpx's own timeout would begin anew with every byte
             try:
-                url = f"http://127.0.0.1:{port}/api/generate"
-                answer = await self._client.post(url, json=body | {"options": options}, timeout=timeout_s)
+                answer = await self._client.post(f"http://127.0.0.1:{port}/api/generate", json=body, timeout=None)
             except httpx.HTTPError as error:
                 return f"the connection broke: {str(error) or type(error).__name__}"
-            if answer.status_code == 400:
-                raise NotAChatModel(f"{model} generates no text")
-            return None if answer.status_code == 200 else f"it answered {answer.status_code}"
+            return _one_token(model, answer)
         return f"no token came within {timeout_s:g} s"
 
     async def load(self, port: int, model: str, timeout_s: float) -> None:
@@ -133,6 +134,23 @@ def _loaded(model: Mapping[str, Any]) -> Loaded:
         expires_at=_moment(model.get("expires_at")),
         context_length=context if isinstance(context, int) and context > 0 else None,
     )
+
+
+def _one_token(model: str, answer: httpx.Response) -> str | None:
+    """Return what is wrong with the answer to a canary, None when nothing is. Raises NotAChatModel."""
+    match answer.status_code:
+        case 200:
+            try:
+                whole = answer.json()["done"] is True
+            except (ValueError, KeyError, TypeError, RecursionError):
+                whole = False
+            return None if whole else "its answer has no end"
+        case 400:
+            raise NotAChatModel(f"{model} generates no text")
+        case 404:
+            raise NotAChatModel(f"{model} is not in the store")
+        case status:
+            return f"it answered {status}: {' '.join(answer.text.split())[:300]}"
 
 
 def _moment(text: object) -> datetime | None:

@@ -24,7 +24,6 @@ PURE = {
         "gpu_reading",
         "gpu_health",
         "gpu_state",
-        "memory",
     },
     "gateway": {"errors", "ollama", "dispatch", "headers"},
 }

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import trio
 
+from supervisor import ask
 from supervisor.ask import Asker
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -86,6 +87,66 @@ async def test_a_question_given_up_leaves_no_connection_behind(asker: Asker) -> 
             await asker.get(port, "/")
         assert asker._idle == {}
         assert await asker.get(port, "/") == b"hi"
+
+
+async def test_a_question_given_up_while_it_is_answered_closes_its_connection(asker: Asker) -> None:
+    halfway, left = trio.Event(), trio.Event()
+
+    async def half(stream: trio.SocketStream) -> None:
+        await stream.receive_some(4096)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        halfway.set()
+        try:
+            await stream.receive_some(1)  # returns when the other side closes
+        except trio.BrokenResourceError:
+            pass  # so it does by a reset
+        left.set()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, half, 0, host="127.0.0.1"))
+            async with trio.open_nursery() as asking:
+                asking.start_soon(asker.get, listeners[0].socket.getsockname()[1], "/")
+                await halfway.wait()
+                asking.cancel_scope.cancel()
+            assert asker._idle == {}
+            await left.wait()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        GOOD + GOOD,  # the second answers no question of ours
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+    ids=["more than asked for", "to be closed", "an old protocol"],
+)
+async def test_a_connection_that_cannot_serve_again_is_not_kept(asker: Asker, answer: bytes) -> None:
+    async with server([answer, GOOD], [answer, GOOD]) as (port, asked):
+        assert [await asker.get(port, "/") for _ in range(2)] == [b"hi", b"hi"]
+        assert asker._idle == {}
+        assert asked == [1, 1]
+
+
+async def test_an_answer_in_pieces_and_in_chunks_is_put_together(asker: Asker) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    async with server([b"HTTP/1.1 100 Continue\r\n\r\n" + chunked, GOOD]) as (port, asked):
+        assert [await asker.get(port, "/") for _ in range(2)] == [b"hello", b"hi"]
+        assert asked == [2]
+
+
+async def test_a_connection_that_nobody_uses_is_closed_in_the_end(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "IDLE_CONNECTION_S", 0.0)
+    async with server([GOOD] * 9) as (pruned, _), server([GOOD] * 9) as (port, _):
+        assert await asker.get(pruned, "/") == b"hi"
+        connection = asker._idle[pruned]
+        assert await asker.get(port, "/") == b"hi"
+        assert set(asker._idle) == {port}
+        assert connection.stream.socket.fileno() == -1
 
 
 async def test_questions_at_the_same_time_do_not_wait_for_each_other(asker: Asker) -> None:

@@ -1,18 +1,21 @@
 """What workers say when asked, and what strangers on their ports may say without harm."""
 
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from supervisor import probe
-from supervisor.errors import StartFailed
-from supervisor.probe import PortBook, Prober, owns_port, port_holder, port_is_free
+from supervisor.errors import NotAChatModel, StartFailed
+from supervisor.probe import Loaded, PortBook, Prober, owns_port, port_holder, port_is_free
 from tests.fakes.house import free_port_base
 from tests.fakes.serving import free_port, serving
 
@@ -126,6 +129,117 @@ def quiet(handler: Talk) -> Talk:
             return
 
     return handle
+
+
+# -- what is loaded -----------------------------------------------------------------------------------------------
+
+NEW = (
+    b'{"models":[{"name":"a:latest","model":"a:latest","size":300,"size_vram":200,"context_length":4096,'
+    b'"expires_at":"2026-11-24T19:20:00.123456789+01:00"}]}'
+)
+OLD = b'{"models":[{"name":"a:latest","size":300,"expires_at":"2318-01-01T00:00:00Z"}]}'  # 0.5.4, on a CPU, for ever
+ODD = b'{"models":[{"name":"a:latest","size":300,"expires_at":"soon","context_length":"much"}]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "loaded"),
+    [
+        (NEW, Loaded("a:latest", 300, 200, datetime(2026, 11, 24, 18, 20, 0, 123456, tzinfo=UTC), 4096)),
+        (OLD, Loaded("a:latest", 300, 0, datetime(2318, 1, 1, tzinfo=UTC), None)),
+        (ODD, Loaded("a:latest", 300, 0, None, None)),
+    ],
+)
+async def test_what_is_loaded_is_read_from_old_and_new_versions(prober: Prober, body: bytes, loaded: Loaded) -> None:
+    async with answering(body) as port:
+        assert await prober.ps(port) == (loaded,)
+
+
+@pytest.mark.parametrize("body", [b'{"models":null}', b'{"models":[]}'])
+async def test_nothing_loaded_is_an_answer_too(prober: Prober, body: bytes) -> None:
+    async with answering(body) as port:
+        assert (await prober.ps(port), await prober.models(port)) == ((), frozenset())
+
+
+# -- one token ----------------------------------------------------------------------------------------------------
+
+
+async def canary(prober: Prober, port: int, **more: Any) -> str | None:
+    asked: dict[str, Any] = {"context_length": 2048, "keep_alive": None, "timeout_s": 30.0}
+    return await prober.canary(port, "tiny:latest", **(asked | more))
+
+
+async def test_one_token_is_asked_of_a_real_server(prober: Prober, tmp_path: Path) -> None:
+    with serving(tmp_path, model="tiny") as fake:
+        port = int(fake.url.rsplit(":", 1)[1])
+        assert await canary(prober, port) is None
+        fake.behaves(hang_after=0)
+        assert await canary(prober, port, timeout_s=0.2) == "no token came within 0.2 s"
+        fake.behaves(error_line_after=0)
+        assert "it answered 500: " in (await canary(prober, port) or "")
+        fake.behaves(truncate_after=0)
+        assert "the connection broke: " in (await canary(prober, port) or "")
+    assert "the connection broke: " in (await canary(prober, port) or "")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        ("200 OK", b'{"response":"h","done":true}', None),
+        ("200 OK", b'{"response":"h","done":false}', "its answer has no end"),
+        ("200 OK", b'{"error":"unexpected EOF"}', "its answer has no end"),
+        ("200 OK", b"<html>", "its answer has no end"),
+        ("200 OK", b"[]", "its answer has no end"),
+        ("503 Busy", b'{"error":"server busy"}', 'it answered 503: {"error":"server busy"}'),
+        ("500 Oh", b"a\nb", "it answered 500: a b"),
+    ],
+)
+async def test_what_went_wrong_is_said_in_one_line(prober: Prober, status: str, body: bytes, said: str | None) -> None:
+    async with answering(body, status=status) as port:
+        assert await canary(prober, port) == said
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        ("400 Bad Request", "^tiny:latest generates no text$"),
+        ("404 Not Found", "^tiny:latest is not in the store$"),  # deleted while it was loaded
+    ],
+)
+async def test_a_model_of_which_no_token_can_be_asked_is_no_fault_of_the_worker(
+    prober: Prober, status: str, sentence: str
+) -> None:
+    async with answering(b'{"error":"it does not support generate"}', status=status) as port:
+        with pytest.raises(NotAChatModel, match=sentence):
+            await canary(prober, port)
+
+
+@pytest.mark.parametrize(
+    ("context_length", "keep_alive", "more"),
+    [
+        (2048, "90s", {"options": {"num_predict": 1, "num_ctx": 2048}, "keep_alive": "90s"}),
+        (2048, -1, {"options": {"num_predict": 1, "num_ctx": 2048}, "keep_alive": -1}),
+        (None, None, {"options": {"num_predict": 1}}),
+    ],
+)
+async def test_the_question_is_one_that_loads_nothing_anew(
+    prober: Prober, context_length: int | None, keep_alive: str | int | None, more: dict[str, Any]
+) -> None:
+    asked: list[bytes] = []
+
+    async def talk(stream: trio.SocketStream) -> None:
+        data = b""
+        while not data.endswith(b"}"):
+            data += await stream.receive_some(65536)
+        asked.append(data.partition(b"\r\n\r\n")[2])
+        await stream.send_all(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"done":true}')
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, talk, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        assert await canary(prober, port, context_length=context_length, keep_alive=keep_alive) is None
+        nursery.cancel_scope.cancel()
+    plain = {"model": "tiny:latest", "prompt": "hi", "raw": True, "stream": False}
+    assert json.loads(asked[0]) == plain | more
 
 
 @pytest.mark.parametrize(
