@@ -1,5 +1,6 @@
 """A whole Chimera as its users start it: `chimera run` in a process of its own, on ports and folders of its own."""
 
+import json
 import os
 import signal
 import socket
@@ -25,10 +26,10 @@ READY_TIMEOUT_S = 60.0
 Found = TypeVar("Found")
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody has now, below those that the kernel gives to clients."""
+def free_ports(count: int, start: int | None = None) -> list[int]:
+    """Return ports that nobody has now, one after the other, below those that the kernel gives to clients."""
     found: list[int] = []
-    start = 12_500 + os.getpid() % 1000 * 16
+    start = start or 12_500 + os.getpid() % 1000 * 16
     for port in range(start, 32_000):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,14 +57,18 @@ def wait_for(what: Callable[[], Found | None], timeout_s: float = 20.0) -> Found
 
 @dataclass
 class Chimera:
-    """One Chimera: its settings, its process, and ways to ask it."""
+    """One Chimera: its settings, its process, and ways to ask it.
+
+    `ports_from`: where its ports are looked for; two that start at once in one process need different ones.
+    """
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    ports_from: int | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
     def __post_init__(self) -> None:
-        gateway, primary, *_ = free_ports(2 + 512)
+        gateway, primary, *_ = free_ports(2 + 512, self.ports_from)
         self.port, self.primary_port = gateway, primary
         self.url = f"http://127.0.0.1:{gateway}"
         own = {
@@ -136,6 +141,18 @@ class Chimera:
         """Return the queue."""
         queue: dict[str, Any] = self.client.get("/admin/instances").json()["queue"]
         return queue
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened, oldest first; nothing while nobody answers."""
+        try:
+            return [json.loads(line) for line in self.client.get("/admin/events").text.splitlines()]
+        except httpx.TransportError:
+            return []
+
+    def gpus(self) -> list[dict[str, Any]]:
+        """Return the GPUs."""
+        rows: list[dict[str, Any]] = self.client.get("/admin/gpus").raise_for_status().json()["gpus"]
+        return rows
 
     def out(self) -> str:
         """Return what it has printed."""

@@ -21,6 +21,7 @@ At start and end
   never_ready     GET /api/version answers 500
   ignore_term     SIGTERM does nothing
   leave_runner    the runner ignores SIGTERM and survives the server (read when either starts or ends)
+  library         what its log calls the device it found: "cuda" with a GPU in CUDA_VISIBLE_DEVICES, else "cpu"
 Every inference request (with a prompt; loads and unloads are not)
   tokens          how many tokens an answer has: 5 (a smaller num_predict wins)
   token_s         delay before each token but the first: 0
@@ -41,11 +42,16 @@ Models
   load_error      a load answers 500 with this text
   size_vram       what /api/ps says of a loaded model: all of it with a GPU in CUDA_VISIBLE_DEVICES, else 0
   vram_mib        what a loaded model adds in FAKE_NVML_STATE: 512
+  hide_from_nvml  the runner does not stand in FAKE_NVML_STATE: it computes on the CPU
+  expires_at      what /api/ps says of a loaded model's end, as it is: the time by its keep_alive
   pull_s          how long a pull takes: 0
   pull_error      a pull ends with this text as its error line
+  pull_error_for  only the first so many pulls of this process do: all
 Everything
   version         what /api/version says: 0.5.4
   requests_file   a file to which each well-formed request adds a line {"port", "method", "path", "model"}
+
+It logs to standard error, and like Ollama goes on when that cannot be written (a full disk).
 
 With FAKE_NVML_STATE set (a file with one line per GPU,
 `uuid|name|total_mib|used_mib|util|temp|milliwatt|ret|pid:MiB,...|xid`), the runner's pid and memory stand in
@@ -211,6 +217,23 @@ def show_on_gpu(pid: int, mib: int | None) -> None:
 
 def now_text(after_s: float = 0.0) -> str:
     return (datetime.now(UTC) + timedelta(seconds=after_s)).isoformat().replace("+00:00", "Z")
+
+
+def log(text: str) -> None:
+    """Write a line of the log; a disk that is full ends nothing, as with Go's."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+def on_gpu() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names a GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
+
+
+def discovery_line(library: str) -> str:
+    """What Ollama logs once it has looked for GPUs."""
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if library != "cpu" else "0"
+    return f'level=INFO source=types.go:131 msg="inference compute" id={device} library={library} total="139.8 GiB"'
 
 
 def keep_alive_s(value: object) -> float:
@@ -382,7 +405,7 @@ class Server:
         self.ending = False
         self.loaded: dict[str, float] = {}  # name -> monotonic time at which it goes
         self.runner: subprocess.Popen[bytes] | None = None
-        self.here = self.most_here = self.inferences = 0
+        self.here = self.most_here = self.inferences = self.pulls = 0
         slots = os.environ.get("OLLAMA_NUM_PARALLEL") or "1000000"
         self.slots = threading.Semaphore(int(slots))
 
@@ -400,7 +423,8 @@ class Server:
         code = [sys.executable, "-I", "-S", "-c", RUNNER.format(trap=trap)]
         argv = [*code, "fake-runner", f"--of={self.port}"]
         self.runner = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-        show_on_gpu(self.runner.pid, keys.get("vram_mib", 512))
+        if not keys.get("hide_from_nvml"):
+            show_on_gpu(self.runner.pid, keys.get("vram_mib", 512))
         if self.ending:
             self.end_runner()
 
@@ -512,12 +536,12 @@ class Server:
 
     def ps(self, connection: Connection, _body: Json, keys: Json) -> None:
         self.expire()
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
-        vram = keys.get("size_vram", MODEL_BYTES if gpu else 0)
+        vram = keys.get("size_vram", MODEL_BYTES if on_gpu() else 0)
         rows = []
         for name, end in list(self.loaded.items()):
             facts = {"name": name, "model": name, "size": MODEL_BYTES, "size_vram": vram, "details": details()}
-            rows.append({**facts, "context_length": 4096, "expires_at": now_text(end - time.monotonic())})
+            expires_at = keys.get("expires_at", now_text(end - time.monotonic()))
+            rows.append({**facts, "context_length": 4096, "expires_at": expires_at})
         connection.json(200, {"models": rows})
 
     def v1_models(self, connection: Connection, _body: Json, _keys: Json) -> None:
@@ -554,7 +578,10 @@ class Server:
         layers = [{**layer, "completed": MODEL_BYTES * part // 4} for part in range(5)]
         lines: list[Json] = [{"status": "pulling manifest"}, *layers, {"status": "verifying sha256 digest"}]
         self.stream_status(connection, body, lines, keys.get("pull_s", 0.0))
-        if "pull_error" in keys:
+        with self.lock:
+            self.pulls += 1
+            fails = "pull_error" in keys and self.pulls <= keys.get("pull_error_for", self.pulls)
+        if fails:
             self.end_status(connection, body, {"error": keys["pull_error"]})
         else:
             self.store.add(name)
@@ -875,7 +902,7 @@ def serve() -> int:
     signal.signal(signal.SIGINT, on_term)
     keys = server.control()
     if "exit_at_start" in keys:
-        print("Error: fake ollama was asked to exit", file=sys.stderr)
+        log("Error: fake ollama was asked to exit")
         return int(keys["exit_at_start"])
     if ended.wait(keys.get("start_s", 0.0)):
         return 0
@@ -884,10 +911,11 @@ def serve() -> int:
     try:
         listener.bind((host, port))
     except OSError as error:
-        print(f"Error: listen tcp {host}:{port}: bind: {str(error.strerror).lower()}", file=sys.stderr)
+        log(f"Error: listen tcp {host}:{port}: bind: {str(error.strerror).lower()}")
         return 1
     listener.listen(1024)
-    print(f"fake ollama listens on {host}:{port}", file=sys.stderr, flush=True)
+    log(f"fake ollama listens on {host}:{port}")
+    log(discovery_line(keys.get("library", "cuda" if on_gpu() else "cpu")))
 
     def accept() -> None:
         while True:
@@ -900,7 +928,6 @@ def serve() -> int:
     if not server.control().get("leave_runner"):
         server.ending = True
         server.end_runner()
-    sys.stderr.flush()
     os._exit(0)  # like Ollama: streams are cut, nothing is waited for
 
 
