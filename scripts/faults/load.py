@@ -60,7 +60,7 @@ class Load:
         """Ask no more, and return when the last answer has ended."""
         self._ended.set()
         self._going.set()
-        for thread in self._threads:
+        for thread in filter(threading.Thread.is_alive, self._threads):
             thread.join()
 
     def pause(self) -> None:
