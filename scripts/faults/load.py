@@ -96,7 +96,7 @@ class Load:
             with client.stream("POST", "/api/generate", json=body) as answer:
                 asked.worker = answer.headers.get("x-chimera-worker")
                 asked.attempts = int(answer.headers.get("x-chimera-attempts", "1"))
-                return _read(answer, asked)
+                return read_answer(answer, asked)
         except httpx.TransportError as error:
             why = f"{type(error).__name__}: {error}"
             if asked.worker is None and asked.bytes_seen == 0 and self._resend:
@@ -106,7 +106,7 @@ class Load:
             del self.under_way[number]
 
 
-def _read(answer: httpx.Response, asked: Asked) -> Outcome:
+def read_answer(answer: httpx.Response, asked: Asked) -> Outcome:
     """Read an answer to its end. One that ends without `"done":true` was cut, whatever its status."""
     if answer.status_code != 200:
         return asked.end(Fate.LOST, f"{answer.status_code}: {answer.read().decode(errors='replace').strip()[:200]}")

@@ -65,6 +65,12 @@ def signalled(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
+def signalled_pid(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that a worker's row has just named; nothing happens when it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        signalled(psutil.Process(pid), number)
+
+
 # --- Memory
 
 

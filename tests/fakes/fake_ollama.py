@@ -201,9 +201,9 @@ def gpu_line(line: str, uuids: list[str], pid: int, mib: int | None) -> str:
 
 
 def show_on_gpu(pid: int, mib: int | None) -> None:
-    """Add the runner to FAKE_NVML_STATE, or take it away."""
+    """Add the runner to FAKE_NVML_STATE, or take it away; nothing happens while the driver is not loaded."""
     state, uuids = os.environ.get("FAKE_NVML_STATE"), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if not state:
+    if not state or not Path(state).exists():
         return
     path = Path(state)
     with Path(state + ".lock").open("a") as lock:

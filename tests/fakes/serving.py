@@ -39,8 +39,11 @@ class Fake:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, *, model: str = "tiny", **env: str) -> Iterator[Fake]:
-    """A fake Ollama that listens, with `model` in its store. At the end its whole process group is killed."""
+def serving(directory: Path, *, model: str = "tiny", log: int = subprocess.DEVNULL, **env: str) -> Iterator[Fake]:
+    """A fake Ollama that listens, with `model` in its store. At the end its whole process group is killed.
+
+    `log` is the descriptor to which it logs.
+    """
     port = free_port()
     add_model(directory / "models", model)
     control = directory / "control.json"
@@ -50,7 +53,7 @@ def serving(directory: Path, *, model: str = "tiny", **env: str) -> Iterator[Fak
         "FAKE_OLLAMA_CONTROL": str(control),
     }
     process = subprocess.Popen(
-        [FAKE_OLLAMA, "serve"], env={**os.environ, **settings, **env}, stderr=subprocess.DEVNULL, start_new_session=True
+        [FAKE_OLLAMA, "serve"], env={**os.environ, **settings, **env}, stderr=log, start_new_session=True
     )
     try:
         wait_until_listens(port, process)

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.fakes.fake_ollama import gpu_line, keep_alive_s, max_seen
+from tests.fakes.fake_ollama import gpu_line, keep_alive_s, max_seen, write_control
 from tests.fakes.serving import FAKE_OLLAMA, Fake, serving
 
 PROMPT = {"model": "tiny", "prompt": "hello"}
@@ -199,6 +199,45 @@ def test_the_exit_at_start_is_what_the_control_file_says(tmp_path: Path) -> None
     control.write_text('{"by_port": {"29999": {"exit_at_start": 3}}}')
     env = {**os.environ, "OLLAMA_HOST": "127.0.0.1:29999", "FAKE_OLLAMA_CONTROL": str(control)}
     assert subprocess.run([FAKE_OLLAMA, "serve"], env=env, check=False).returncode == 3
+
+
+def test_a_pull_fails_as_often_as_it_is_told_to(fresh: Fake) -> None:
+    fresh.behaves(pull_error="no such host", pull_error_for=2)
+    answers = [fresh.client.post("/api/pull", json={"model": "new"}).text.splitlines()[-1] for _ in range(3)]
+    assert [next(iter(json.loads(answer))) for answer in answers] == ["error", "error", "status"]
+
+
+def test_a_runner_can_hide_from_its_gpu(tmp_path: Path) -> None:
+    state, line = tmp_path / "gpus", "GPU-a|A|1000|10|0|30|1|0||0"
+    state.write_text(line)
+    with serving(tmp_path, FAKE_NVML_STATE=str(state), CUDA_VISIBLE_DEVICES="GPU-a") as fake:
+        fake.behaves(hide_from_nvml=True, size_vram=0, expires_at="2020-01-01T00:00:00Z")
+        generate(fake)
+        (row,) = fake.client.get("/api/ps").json()["models"]
+    assert (row["size_vram"], row["expires_at"]) == (0, "2020-01-01T00:00:00Z")
+    assert state.read_text() == line
+
+
+@pytest.mark.parametrize(
+    ("devices", "keys", "found"),
+    [
+        ("GPU-a", {}, "id=GPU-a library=cuda"),
+        ("GPU-a", {"library": "cpu"}, "id=0 library=cpu"),
+        ("-1", {}, "id=0 library=cpu"),
+    ],
+)
+def test_the_log_says_what_it_computes_on(tmp_path: Path, devices: str, keys: dict[str, object], found: str) -> None:
+    write_control(tmp_path / "control.json", **keys)
+    with (tmp_path / "log").open("wb") as log, serving(tmp_path, log=log.fileno(), CUDA_VISIBLE_DEVICES=devices):
+        pass
+    assert f'msg="inference compute" {found} ' in (tmp_path / "log").read_text()
+
+
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    with Path("/dev/full").open("ab", buffering=0) as log, serving(tmp_path, log=log.fileno()) as fake:
+        assert generate(fake)[-1]["done"] is True
+        fake.process.terminate()
+        assert fake.process.wait(5) == 0
 
 
 def test_an_ignored_term_leaves_the_server_running(fake: Fake) -> None:
