@@ -122,26 +122,36 @@ def restarts(made: Chimera, count: int, progress: Progress) -> None:
                 made.client.post(f"/admin/instances/{row['id']}/restart")
         wait_until(lambda: False, STEP_S)
     progress.update(task, completed=count)
+    assert wait_until(lambda: all_back(made), STUCK_S, STEP_S), "not every worker came back"  # noqa: S101
 
 
-def settled(made: Chimera, workers: int) -> Cost:
+def all_back(made: Chimera) -> bool:
+    """Whether every worker is ready; ends the back-offs of those that are not."""
+    rows = made.instances()
+    for row in rows:
+        if row["state"] == "BACKOFF":
+            made.client.post(f"/admin/instances/{row['id']}/restart")
+    return all(row["state"] in READY for row in rows)
+
+
+def settled(made: Chimera, workers: int, settle_s: float) -> Cost:
     """What Chimera costs once all are ready and its idle threads have ended."""
     made.ready(workers)
-    wait_until(lambda: False, SETTLE_S)
+    wait_until(lambda: False, settle_s)
     assert made.process is not None  # noqa: S101 - it was started
     return cost_of(made.process.pid)
 
 
-def soak(folder: Path, *, count: int, workers: int, console: Console) -> bool:
+def soak(folder: Path, *, count: int, workers: int, console: Console, settle_s: float = SETTLE_S) -> bool:
     """Restart, measure, print; return whether nothing has grown."""
     with prepared(folder, workers) as made, Progress(console=console, transient=True) as progress:
         made.start().ready(workers)
         restarts(made, min(WARM_UP, count), progress)
-        before = settled(made, workers)
+        before = settled(made, workers, settle_s)
         began = time.monotonic()
         restarts(made, count, progress)
         took_s = time.monotonic() - began
-        after = settled(made, workers)
+        after = settled(made, workers, settle_s)
         left = made.stop() or len(made.marked())
     console.print(table(f"{count} restarts, {workers} workers at once, {took_s:.0f} s", before, after))
     faults = grown(before, after) + ([f"{left} processes left"] if left else [])

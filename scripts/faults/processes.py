@@ -122,7 +122,7 @@ def serve_gone_runner_alive(trial: Trial) -> None:
 def no_first_byte(trial: Trial) -> None:
     """Requests to one worker are taken and never answered, its probes stay green."""
     trial.only("w1", hang_after=0, token_s=0.03)
-    trial.inject(trial.group("w1"))
+    trial.inject()
     trial.must("w1 is asked", lambda: trial.chimera.instance("w1")["inflight"])
     by_s = FIRST_BYTE_S + WATCHDOG_GRACE_S + LATE_S
     trial.detect("worker_hung", "worker_stalled", worker="w1", within_s=by_s, not_before_s=FIRST_BYTE_S - 0.1)
@@ -133,7 +133,7 @@ def no_first_byte(trial: Trial) -> None:
 def stalled_answer(trial: Trial) -> None:
     """An answer falls silent after two tokens, its worker's probes stay green."""
     trial.only("w1", hang_after=2, tokens=6, token_s=0.03)
-    trial.inject(trial.group("w1"))
+    trial.inject()
     trial.detect("worker_stalled", "worker_hung", worker="w1", within_s=STALL_BY_S, not_before_s=STALL_S)
     trial.behave()
     trial.good_again("w1")

@@ -7,6 +7,7 @@ Moments of events come from Chimera's own event log; the harness runs on the sam
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -122,12 +123,19 @@ class Trial(Stage):
             if within_s is not None and after_s > within_s:
                 self.broken(f"its replacement started later than {within_s:g} s")
 
-    def good_again(self, worker: str | None = None, *, ready: int | None = None, within_s: float = HEAL_S) -> None:
-        """Wait until the fleet, and the worker that had the fault, answer well; note both times."""
+    def good_again(
+        self, worker: str | None = None, *, ready: int | None = None, within_s: float = HEAL_S, from_s: float = 0.0
+    ) -> None:
+        """Wait until the fleet, and the worker that had the fault, answer well; note both times.
+
+        `from_s`: only what was asked so long after the injection counts for the worker, which answered until then.
+        """
         since, outcomes = self.moment.monotonic, self.load.outcomes
         if self.expect("a good answer", lambda: first_good(outcomes, since), within_s):
             self.row.good_s = (first_good(outcomes, since) or since) - since
-        if worker and self.expect(f"a good answer of {worker}", lambda: first_good(outcomes, since, worker), within_s):
-            self.row.good_worker_s = (first_good(outcomes, since, worker) or since) - since
+        if worker:
+            by_worker = partial(first_good, outcomes, since + from_s, worker)
+            at = self.expect(f"a good answer of {worker}", by_worker, within_s)
+            self.row.good_worker_s = at - since if at else None
         wanted = self.scenario.workers if ready is None else ready
         self.expect(f"{wanted} workers ready", lambda: self.ready_count() >= wanted, within_s)
