@@ -146,7 +146,7 @@ def soak(folder: Path, *, count: int, workers: int, console: Console, settle_s: 
     """Restart, measure, print; return whether nothing has grown."""
     with prepared(folder, workers) as made, Progress(console=console, transient=True) as progress:
         made.start().ready(workers)
-        restarts(made, min(WARM_UP, count), progress)
+        restarts(made, min(WARM_UP, count // 3), progress)
         before = settled(made, workers, settle_s)
         began = time.monotonic()
         restarts(made, count, progress)
