@@ -4,15 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from scripts.faults.run import PORTS_FROM, SCENARIOS
-from scripts.faults.scenario import Scenario
-from scripts.faults.trial import Trial
+from scripts.faults.row import Row
+from scripts.faults.run import SCENARIOS, carry_out
 
 QUICK = [scenario for scenario in SCENARIOS if scenario.quick]
 
 
-@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name.replace(" ", "-"))
-def test_a_fault_costs_no_request_and_leaves_nothing(scenario: Scenario, tmp_path: Path) -> None:
-    row = Trial(scenario, tmp_path / "trial", PORTS_FROM, tmp_path / "models").carry_out()
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    """What became of each, two at a time."""
+    return {row.fault: row for row in carry_out(QUICK, tmp_path_factory.mktemp("faults"))}
+
+
+@pytest.mark.parametrize("fault", [scenario.name for scenario in QUICK])
+def test_a_fault_is_noticed_costs_no_request_and_leaves_nothing(rows: dict[str, Row], fault: str) -> None:
+    row = rows[fault]
     assert row.broken == []
-    assert row.lost == row.left == 0
+    assert (row.lost, row.left) == (0, 0)
+    assert row.detect_s is not None
