@@ -36,7 +36,7 @@ test: setup-dev ## Everything needed, then the whole test suite, real Ollama inc
 	@$(BIN)/pytest -q -n 4 -m "not system"
 	@$(BIN)/pytest -m system
 
-test-faults: setup-dev ## Break a running Chimera in 28 ways under load; a table of what followed (ARGS="--help")
+test-faults: setup-dev ## Break a running Chimera in 30 ways under load; a table of what followed (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
 	@$(BIN)/python scripts/test_faults.py $(ARGS)
 

@@ -7,6 +7,7 @@ from typing import Any
 from scripts.faults.machine import alive, oom_kill, short_of_memory, signalled
 from scripts.faults.row import first_good, seconds
 from scripts.faults.scenario import (
+    CANARY_S,
     FIRST_BYTE_S,
     HANG_S,
     LATE_S,
@@ -23,6 +24,7 @@ from scripts.faults.trial import Trial
 MIB = 1024**2
 HANG_BY_S = HANG_S + WATCHDOG_GRACE_S + LATE_S
 STALL_BY_S = STALL_S + WATCHDOG_GRACE_S + LATE_S
+STUCK_BY_S = 90.0  # a model's end may be a minute past before it is called stuck
 OOM_LIMIT_BYTES = 24 * MIB
 
 
@@ -83,9 +85,9 @@ def runner_stopped_mid_stream(trial: Trial) -> None:
     trial.stream_on("w1")
     trial.inject(victims)
     signalled(runner, signal.SIGSTOP)
-    first = min(STALL_S, HANG_S)
-    # the last token may have been sent a moment before the runner was stopped: the answer's silence counts from it
-    trial.detect("worker_hung", "worker_stalled", worker="w1", within_s=first + 4.0, not_before_s=first - 1.0)
+    first_s = min(STALL_S, HANG_S)
+    by_s = first_s + WATCHDOG_GRACE_S + LATE_S
+    trial.detect("worker_hung", "worker_stalled", worker="w1", within_s=by_s, not_before_s=first_s)
     trial.good_again("w1")
 
 
@@ -136,6 +138,27 @@ def stalled_answer(trial: Trial) -> None:
     trial.inject()
     trial.detect("worker_stalled", "worker_hung", worker="w1", within_s=STALL_BY_S, not_before_s=STALL_S)
     trial.behave()
+    trial.good_again("w1")
+
+
+def hung_while_idle(trial: Trial) -> None:
+    """A worker that nobody asks has stopped computing, its probes stay green: only one token asked for shows it."""
+    with trial.idle():
+        trial.only("w1", hang_after=0)
+        trial.inject()
+        by_s = CANARY_S + FIRST_BYTE_S + WATCHDOG_GRACE_S + LATE_S
+        trial.detect("worker_hung", "worker_stalled", worker="w1", within_s=by_s)
+        trial.behave()
+    trial.good_again("w1")
+
+
+def stuck_in_stopping(trial: Trial) -> None:
+    """A model's time in /api/ps is long past and it does not go: Ollama's "Stopping..." for ever (ollama#7779)."""
+    with trial.idle():
+        trial.only("w1", expires_at="2020-01-01T00:00:00Z")
+        trial.inject(trial.group("w1"))
+        trial.detect("worker_hung", "worker_stopping", worker="w1", within_s=STUCK_BY_S)
+        trial.behave()
     trial.good_again("w1")
 
 
@@ -207,4 +230,6 @@ SCENARIOS = (
     Scenario("serve gone, its runner alive", "fake", serve_gone_runner_alive, cuts=True, quick=True),
     Scenario("no first byte", "fake", no_first_byte),
     Scenario("answer stalls", "fake", stalled_answer, cuts=True),
+    Scenario("hung while idle", "fake", hung_while_idle, {"CANARY_AFTER_S": f"{CANARY_S:g}"}),
+    Scenario("model stuck in stopping", "fake", stuck_in_stopping),
 )

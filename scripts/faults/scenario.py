@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["real", "fake"]
 
-# The watchdogs, short: a table of 28 faults is to take minutes.
-HANG_S, STALL_S, FIRST_BYTE_S, START_S, STOP_S = 4.0, 4.0, 5.0, 2.5, 2.0
+# The watchdogs, short: a table of 30 faults is to take minutes.
+HANG_S, STALL_S, FIRST_BYTE_S, START_S, STOP_S, CANARY_S = 4.0, 4.0, 5.0, 2.5, 2.0, 3.0
 # A real model loads for seconds on two busy cores, and a request may wait for two loads.
 REAL_FIRST_BYTE_S, REAL_START_S = 40.0, 60.0
 HEAL_S = 30.0
@@ -18,6 +18,8 @@ HEAL_S = 30.0
 NOTICED_S, REPLACED_S, SLACK = 0.05, 1.0, 4.0
 # A hung one: within its watchdog's time and 2 s. Timers of a loaded machine are late, never early.
 WATCHDOG_GRACE_S, LATE_S = 2.0, 2.0
+# The silence of an answer counts from its last byte, which may have come a moment before the fault.
+LAST_BYTE_S = 1.0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import psutil
 from scripts.faults.load import wait_until
 from scripts.faults.machine import alive, resident_bytes, started_boot_s
 from scripts.faults.row import MIB, Row, count, first_good, judge, seconds
-from scripts.faults.scenario import HEAL_S
+from scripts.faults.scenario import HEAL_S, LAST_BYTE_S
 from scripts.faults.stage import EVENT_CUT_S, Json, Stage, Stuck
 
 # What a scenario may meet when Chimera does not do what it should; anything else is a bug of the harness.
@@ -83,7 +83,8 @@ class Trial(Stage):
             self.broken(f"not detected: no event {' or '.join(names)}")
             return None
         self.row.detect_s, event = found[0]
-        self._in_time(found[0][0], within_s, not_before_s)
+        early_s = LAST_BYTE_S if event["event"] == "worker_stalled" else 0.0
+        self._in_time(found[0][0], within_s, not_before_s - early_s)
         return dict(event)
 
     def detect_state(self, what: str, seen: Callable[[], Any], within_s: float = 15.0) -> Any:

@@ -1,7 +1,5 @@
 """The quick ones of `make test-faults`, so that the harness itself does not rot; the whole table takes minutes."""
 
-from pathlib import Path
-
 import pytest
 
 from scripts.faults.row import Row
