@@ -110,17 +110,18 @@ def read_answer(answer: httpx.Response, asked: Asked) -> Outcome:
     """Read an answer to its end. One that ends without `"done":true` was cut, whatever its status."""
     if answer.status_code != 200:
         return asked.end(Fate.LOST, f"{answer.status_code}: {answer.read().decode(errors='replace').strip()[:200]}")
-    last: Any = None
-    for line in answer.iter_lines():
-        asked.bytes_seen += len(line)
-        if line.strip():
-            last = parsed(line)
+    body = b""
+    for part in answer.iter_bytes():
+        body += part
+        asked.bytes_seen = len(body)
+    # not str.splitlines: an answer's text may hold characters that it takes for ends of lines
+    last = parsed(body.strip().rpartition(b"\n")[2])
     if isinstance(last, dict) and last.get("done") is True:
         return asked.end(Fate.GOOD)
     return asked.end(Fate.CUT, str(last.get("error", "no end")) if isinstance(last, dict) else "no end")
 
 
-def parsed(line: str) -> Any:
+def parsed(line: bytes) -> Any:
     """A line's JSON value, None for a line that is none: a cut one, for instance."""
     try:
         return json.loads(line)

@@ -90,6 +90,7 @@ def test_the_page_is_one_line_per_row_whatever_was_said(notes: list[str]) -> Non
     [
         (200, TOKEN + END, Fate.GOOD),
         (200, END, Fate.GOOD),
+        (200, '{"response":"a\u2028b\x85","done":true}', Fate.GOOD),
         (200, TOKEN, Fate.CUT),
         (200, "", Fate.CUT),
         (200, TOKEN + '{"error":"the worker was lost"}\n', Fate.CUT),

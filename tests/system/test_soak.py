@@ -7,7 +7,7 @@ from rich.console import Console
 
 from scripts.soak import soak
 from supervisor.lifecycle import State
-from supervisor.worker import Goal
+from supervisor.standing import Goal
 from tests.fakes.fake_ollama import add_model
 from tests.fakes.house import fake_house, until
 
