@@ -39,9 +39,10 @@ from supervisor.operator import Operator
 from supervisor.placement import CPU, wanted_fleet
 from supervisor.probe import PortBook, Prober, port_holder, port_is_free
 from supervisor.store import ModelStore
+from supervisor.strays import end_strays
 from supervisor.sweep import sweep
 from supervisor.usage import UsageMeter
-from supervisor.wanted import WantedFile
+from supervisor.wanted import QuarantineFile, WantedFile
 from supervisor.ward import Ward
 from supervisor.welcome import welcome
 from supervisor.worker import OnePort, Worker
@@ -113,14 +114,16 @@ async def run(settings: Settings, ollama: Ollama, environ: Mapping[str, str]) ->
     """
     with locked(settings.state_dir), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         sockets = _listen(settings)
-        await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s)
+        events = EventLog()
+        if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
+            events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
         _refuse_taken_primary_port(settings)
         # Signals are heeded from here on, also while things are still coming up.
         async with trio.open_nursery() as nursery:
             asked = trio.Event()
             again = trio.Event()
             nursery.start_soon(_heed, signals, asked, again)
-            await _run_all(settings, ollama, environ, sockets, asked, again)
+            await _run_all(settings, ollama, environ, sockets, events, asked, again)
             nursery.cancel_scope.cancel()
     log.info("stopped")
 
@@ -134,17 +137,17 @@ async def _heed(signals: AsyncIterator[int], asked: trio.Event, again: trio.Even
 
 
 async def _run_all(
-    settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], asked: trio.Event,
-    again: trio.Event,
+    settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], events: EventLog,
+    asked: trio.Event, again: trio.Event,
 ) -> None:  # fmt: skip
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
-    events, prober, meter, metrics = EventLog(), Prober(), UsageMeter(), Metrics()
+    prober, meter, metrics = Prober(), UsageMeter(), Metrics()
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
     admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget)
     recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
     store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
-    ward = Ward(events)
+    ward = Ward(events, QuarantineFile(settings.state_dir))
     house = House(
         settings, ollama.path, environ, prober, admission, events, PortBook(settings.worker_port_base, WORKER_PORTS),
         store, ward, meter.latest_of, lambda: len(fleet.workers), chance.random,
@@ -171,6 +174,7 @@ async def _run_all(
         await stack.enter_async_context(
             background(partial(watch_events, ward.happened, letting_go=reader.letting_go), started=True)
         )
+        ward.restore()
         await stack.enter_async_context(background(meter.watch, partial(_leaders, primary, fleet)))
         await stack.enter_async_context(background(primary.run))
         await stack.enter_async_context(background(_keep_models, primary, store, settings, chance.random))
@@ -180,6 +184,8 @@ async def _run_all(
         for fault in faults:
             log.error(fault)
         await stack.enter_async_context(background(fleet.run, placements, started=True))
+        known = partial(_known_pids, meter)
+        await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
         serving = partial(run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s)
         door: Door = await stack.enter_async_context(background(serving, started=True))
         events.record("gateway_listens", url=settings.gateway_url)
@@ -214,6 +220,10 @@ async def _drain(settings: Settings, admission: Admission, door: Door, again: tr
             nursery.cancel_scope.cancel()
     if patience.cancelled_caught:
         log.warning("some answers did not end in time; they are cut", drain_timeout_s=settings.drain_timeout_s)
+
+
+def _known_pids(meter: UsageMeter) -> frozenset[int]:
+    return frozenset().union(*(usage.pids for usage in meter.latest.values()))
 
 
 def _leaders(primary: Worker, fleet: Fleet) -> dict[str, int]:

@@ -12,7 +12,7 @@ from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import State
 from supervisor.placement import CPU, Placement, find_gpu, place
-from supervisor.standing import Goal
+from supervisor.standing import SERVING, Goal
 from supervisor.wanted import WantedFile
 from supervisor.worker import Worker
 
@@ -55,7 +55,9 @@ class Fleet:
             specs = [self._new_spec(placement, None, pinned=True) for placement in placements]
         async with trio.open_nursery() as self._nursery:
             for spec in specs:
-                self._launch(spec)
+                worker = self._launch(spec)
+                if spec.placement in self._house.gpus.quarantined:
+                    worker.end(Goal.QUARANTINE, cause=self._house.gpus.problem(spec.placement))
             self._size.fleet_wanted(len(self.workers))
             task_status.started()
             await trio.sleep_forever()
@@ -148,9 +150,10 @@ class Fleet:
             worker.release()
 
     def restart_on(self, uuid: str, cause: str) -> None:
-        """Drain the workers of a GPU and start them again."""
+        """Drain the workers of a GPU and start them again; one that is on its way up or down has met it already."""
         for worker in self._placed_on(uuid):
-            worker.end(Goal.RESTART, cause=cause)
+            if worker.state in SERVING:
+                worker.end(Goal.RESTART, cause=cause)
 
     def healed(self, uuid: str) -> None:
         """A GPU answers again: workers that wait out a failure there need not wait longer."""

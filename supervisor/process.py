@@ -7,6 +7,7 @@ is seen through a pidfd. Never preexec_fn: it runs Python between fork and exec,
 """
 
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -26,6 +27,8 @@ from supervisor.procs import DEAD, Proc, scan, stat_of
 LOG_ROTATE_BYTES = 16 * 1024**2
 # A process in an uninterruptible driver call survives even SIGKILL: nobody may wait for it for ever.
 KILL_TIMEOUT_S = 5.0
+# Of 1000: a worker goes first when memory runs out, its supervisor late.
+OOM_SCORE_ADJ = 500
 # How long killed runners may take to be gone.
 GROUP_TIMEOUT_S = 2.0
 
@@ -196,6 +199,7 @@ def _start(command: Command, log_path: Path, cgroup: WorkerCgroup | None) -> Wor
             )
         finally:
             os.close(log)
+        _make_expendable(popen.pid)
         try:
             return WorkerProcess(popen, log_path, cgroup, log_problem)
         except OSError:  # no descriptor is left to watch it by
@@ -204,6 +208,18 @@ def _start(command: Command, log_path: Path, cgroup: WorkerCgroup | None) -> Wor
             raise
     except OSError as error:
         raise StartFailed(f"{command.argv[0]} cannot be started: {error.strerror}") from error
+
+
+def _make_expendable(pid: int) -> None:
+    """Have the kernel choose this process, and what it starts, before Chimera itself when memory runs out.
+
+    And have it write no core file: one of Ollama's is as large as a model. proc(5), oom_score_adj: raising it takes
+    no privilege; prlimit(2).
+    """
+    with suppress(OSError, ValueError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
+    with suppress(OSError, ValueError):
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
 def _open_log(log_path: Path) -> tuple[int, str | None]:

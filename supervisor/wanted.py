@@ -1,4 +1,4 @@
-"""The wanted fleet on disk: what the operator asked for outlives a restart of Chimera."""
+"""What the operator asked for, on disk: the wanted fleet and the quarantined GPUs outlive a restart of Chimera."""
 
 import os
 from collections.abc import Sequence
@@ -49,14 +49,42 @@ class WantedFile:
 
     def save(self, workers: Sequence[WorkerSpec], next_number: int) -> None:
         """Write the fleet. Raises OSError when the disk does not take it; the old file is then still whole."""
-        saved = _Saved(self._workers_setting, next_number, list(workers))
-        trial = self._path.with_suffix(".tmp")
+        write_whole(self._path, _Saved(self._workers_setting, next_number, list(workers)))
+
+
+class QuarantineFile:
+    """`quarantined.json` in the state directory: the GPUs that the operator took out of use. The ward writes it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "quarantined.json"
+
+    def load(self) -> frozenset[str]:
+        """Return the UUIDs; none when there is no file. One that cannot be read is said, and left as it is."""
         try:
-            with trial.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(saved), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            trial.replace(self._path)
-        except OSError:
-            trial.unlink(missing_ok=True)
-            raise
+            return frozenset(msgspec.json.decode(self._path.read_bytes(), type=list[str]))
+        except FileNotFoundError:
+            return frozenset()
+        except (msgspec.DecodeError, OSError) as error:
+            log.warning("the operator's quarantines cannot be read", path=str(self._path), cause=str(error))
+            return frozenset()
+
+    def save(self, uuids: frozenset[str]) -> None:
+        """Write them. A disk that does not take it is said: the order holds, but not over a restart."""
+        try:
+            write_whole(self._path, sorted(uuids))
+        except OSError as error:
+            log.error("the operator's quarantines cannot be saved; a restart will not know them", cause=str(error))
+
+
+def write_whole(path: Path, value: object) -> None:
+    """Write a value as JSON, in one step. Raises OSError when the disk does not take it; the old file is then whole."""
+    trial = path.with_suffix(".tmp")
+    try:
+        with trial.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(value), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        trial.replace(path)
+    except OSError:
+        trial.unlink(missing_ok=True)
+        raise

@@ -14,6 +14,7 @@ from supervisor.gpu import Gpu, GpuReading
 from supervisor.gpu_events import GpuEvent
 from supervisor.gpu_health import Decision, GpuKeeper, GpuVerdict, Note, Quarantine, Release, RestartWorkers
 from supervisor.placement import Placement, find_gpu
+from supervisor.wanted import QuarantineFile
 from supervisor.xid import xid
 
 
@@ -36,8 +37,10 @@ class Workers(Protocol):
 class Ward:
     """The newest reading and what it means. `admit` the fleet before the first decision can be needed."""
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, file: QuarantineFile) -> None:
         self._events = events
+        self._file = file
+        self._by_operator: frozenset[str] = frozenset()
         self._keeper = GpuKeeper()
         self._fleet: Workers | None = None
         self.reading = GpuReading((), None, None)
@@ -45,6 +48,13 @@ class Ward:
     def admit(self, fleet: Workers) -> None:
         """Tell this fleet from now on."""
         self._fleet = fleet
+
+    def restore(self) -> None:
+        """Quarantine again what the operator had quarantined before a restart. After the first reading."""
+        self._by_operator = self._file.load()
+        for uuid in sorted(self._by_operator):
+            for decision in self._keeper.quarantine(uuid, trio.current_time(), datetime.now(UTC)):
+                self._carry_out(decision, by="operator, before a restart")
 
     # -- what the readers of NVML say ------------------------------------------------------------------------------
 
@@ -98,6 +108,8 @@ class Ward:
 
     def problem(self, placement: Placement) -> str | None:
         """Return why a worker cannot be placed there now, or None."""
+        if placement in self._keeper.quarantined:
+            return f"GPU {placement} is quarantined: {self.verdict(placement).reason}"
         for gpu in self.reading.gpus:
             if gpu.uuid == placement:
                 return f"GPU {gpu.index}: {gpu.fault}" if gpu.fault else None
@@ -115,6 +127,7 @@ class Ward:
     def quarantine(self, gpu: str | int) -> Gpu:
         """Do as the operator says: take a GPU out of use until the operator releases it. Raises UnknownGpu."""
         found = find_gpu(gpu, self.reading.gpus)
+        self._remember(self._by_operator | {found.uuid})
         for decision in self._keeper.quarantine(found.uuid, trio.current_time(), datetime.now(UTC)):
             self._carry_out(decision, by="operator")
         return found
@@ -122,6 +135,12 @@ class Ward:
     def release(self, gpu: str | int) -> Gpu:
         """Do as the operator says: let a quarantined GPU be used again. Raises UnknownGpu."""
         found = find_gpu(gpu, self.reading.gpus)
+        self._remember(self._by_operator - {found.uuid})
         for decision in self._keeper.release(found.uuid):
             self._carry_out(decision, by="operator")
         return found
+
+    def _remember(self, by_operator: frozenset[str]) -> None:
+        if by_operator != self._by_operator:
+            self._by_operator = by_operator
+            self._file.save(by_operator)

@@ -18,7 +18,7 @@ from supervisor.lifecycle import State
 from supervisor.operator import Operator
 from supervisor.placement import CPU, Placement
 from supervisor.usage import Usage, UsageMeter
-from supervisor.wanted import WantedFile
+from supervisor.wanted import QuarantineFile, WantedFile
 from supervisor.ward import Ward
 from tests.fakes.house import FakeHouse, fake_house, until
 
@@ -56,7 +56,7 @@ async def desk(tmp_path: Path, *placements: Placement) -> AsyncIterator[Desk]:
         await fake.store.keep((), lambda: 0.5)
         (tmp_path / "state").mkdir()
         file = WantedFile(fake.house.settings.state_dir, workers_text(None))
-        ward, meter = Ward(fake.house.events), UsageMeter()
+        ward, meter = Ward(fake.house.events, QuarantineFile(tmp_path / "state")), UsageMeter()
         fleet = Fleet(replace(fake.house, gpus=ward), fake.leases, file)
         ward.admit(fleet)
         ward.publish(reading)
@@ -198,7 +198,8 @@ async def test_events_are_told_and_followed(tmp_path: Path) -> None:
 async def test_log_lines_are_the_last_of_the_workers_log(tmp_path: Path) -> None:
     async with desk(tmp_path, CPU) as it:
         await it.ready("w1")
-        assert it.operator.log_lines("w1", 1)[0].startswith("fake ollama listens on 127.0.0.1:")
+        last = (it.fake.house.settings.log_dir / "w1.log").read_text().splitlines()[-1]
+        assert it.operator.log_lines("w1", 1) == [last]
         assert it.operator.log_lines("primary", 5) == []
         with pytest.raises(UnknownWorker):
             it.operator.log_lines("w9", 1)

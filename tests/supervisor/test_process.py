@@ -334,3 +334,11 @@ def test_an_exit_status_reads_as_a_sentence() -> None:
     assert ExitStatus(0, None, at).text == "exit code 0"
     assert ExitStatus(None, "SIGSEGV", at).text == "killed by SIGSEGV"
     assert ExitStatus(None, None, at).text == "still there after SIGKILL"
+
+
+async def test_a_worker_goes_before_its_supervisor_when_memory_runs_out_and_writes_no_core(tmp_path: Path) -> None:
+    log = tmp_path / "w1.log"
+    said = "cat /proc/self/oom_score_adj; ulimit -c"
+    async with running(shell(f"sleep 0.2; {said}"), log, stop_timeout_s=5) as child:
+        await child.wait()
+    assert last_lines(log, 9) == [str(process.OOM_SCORE_ADJ), "0"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from supervisor import wanted
 from supervisor.house import WorkerSpec
 from supervisor.placement import CPU, Placement
-from supervisor.wanted import WantedFile
+from supervisor.wanted import QuarantineFile, WantedFile
 
 FLEET = [WorkerSpec("w1", CPU, 4), WorkerSpec("w3", Placement("GPU-aaaa"), 1)]
 
@@ -96,3 +96,22 @@ SPECS = st.builds(WorkerSpec, st.text(max_size=9), st.text(max_size=9).map(Place
 def test_any_fleet_reads_back_as_it_was(tmp_path: Path, specs: list[WorkerSpec], number: int, setting: str) -> None:
     WantedFile(tmp_path, setting).save(specs, number)
     assert WantedFile(tmp_path, setting).load() == (specs, number)
+
+
+def test_quarantines_are_kept_as_they_were_ordered(tmp_path: Path) -> None:
+    file = QuarantineFile(tmp_path)
+    assert file.load() == frozenset()
+    file.save(frozenset({"GPU-b", "GPU-a"}))
+    assert QuarantineFile(tmp_path).load() == {"GPU-a", "GPU-b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["quarantined.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json"])
+def test_quarantines_that_cannot_be_read_are_left_as_they_are(tmp_path: Path, text: str) -> None:
+    (tmp_path / "quarantined.json").write_text(text)
+    assert QuarantineFile(tmp_path).load() == frozenset()
+    assert (tmp_path / "quarantined.json").read_text() == text
+
+
+def test_a_disk_that_takes_nothing_does_not_undo_the_order(tmp_path: Path) -> None:
+    QuarantineFile(tmp_path / "gone").save(frozenset({"GPU-a"}))

@@ -1,6 +1,7 @@
 """The ward hears of the GPUs and tells the fleet: what the driver reports, what the operator orders."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from supervisor.gpu import Gpu, GpuReading
 from supervisor.gpu_events import GpuEvent
 from supervisor.gpu_health import FAULTY_READINGS, RELEASE_AFTER_S
 from supervisor.placement import Placement
+from supervisor.wanted import QuarantineFile
 from supervisor.ward import Ward
 
 A, B = "GPU-aaaa", "GPU-bbbb"
@@ -58,9 +60,9 @@ class Ground:
 
 
 @pytest.fixture
-async def ground() -> Ground:
+async def ground(tmp_path: Path) -> Ground:
     events = EventLog()
-    it = Ground(Ward(events), Fleet(), events)
+    it = Ground(Ward(events, QuarantineFile(tmp_path)), Fleet(), events)
     it.ward.admit(it.fleet)
     it.ward.publish(WELL)
     return it
@@ -74,7 +76,7 @@ async def test_a_lost_gpu_ends_its_workers_at_once_and_they_come_back_with_it(
         await trio.sleep(1)
     assert ground.fleet.told == [("quarantine at once", A)]
     assert ground.ward.quarantined == {A}
-    assert ground.ward.problem(Placement(A)) == "GPU 0: the GPU is lost"
+    assert ground.ward.problem(Placement(A)) == f"GPU {A} is quarantined: the GPU is lost"
     assert ground.ward.verdict(A).verdict == "quarantined"
     for _ in range(int(RELEASE_AFTER_S) + 2):
         ground.ward.publish(WELL)
@@ -129,3 +131,27 @@ async def test_the_operator_quarantines_and_releases(ground: Ground, autojump_cl
 async def test_a_gpu_that_is_not_there_is_a_problem_in_words(ground: Ground) -> None:
     ground.ward.publish(GpuReading((), None, "NVML library not found"))
     assert ground.ward.problem(Placement(A)) == f"GPU {A} is not there: NVML library not found"
+
+
+async def test_a_gpu_that_fails_for_a_moment_takes_no_worker_in_it(ground: Ground) -> None:
+    ground.ward.publish(LOST)
+    assert ground.ward.problem(Placement(A)) == "GPU 0: the GPU is lost"
+
+
+async def test_the_operators_quarantine_outlives_a_restart_until_it_is_released(tmp_path: Path) -> None:
+    first = Ward(EventLog(), QuarantineFile(tmp_path))
+    first.publish(WELL)
+    first.quarantine(B)
+
+    second, fleet = Ward(EventLog(), QuarantineFile(tmp_path)), Fleet()
+    second.publish(WELL)
+    second.restore()
+    second.admit(fleet)
+    assert second.quarantined == {B}
+    second.release(B)
+    assert fleet.told == [("release", B)]
+
+    third = Ward(EventLog(), QuarantineFile(tmp_path))
+    third.publish(WELL)
+    third.restore()
+    assert third.quarantined == frozenset()
