@@ -34,6 +34,12 @@ class Metrics:
         self._restarts = Gauge(
             "chimera_worker_restarts_total", "Restarts of the worker since it was added", ["worker"], **common
         )
+        self._degraded = Gauge(
+            "chimera_worker_degraded", "1 while the worker serves, but not as it should", ["worker"], **common
+        )
+        self._quarantined = Gauge(
+            "chimera_gpu_quarantined", "1 while the GPU takes no worker", ["gpu", "uuid"], **common
+        )
         self._gpu = {
             key: Gauge(f"chimera_gpu_{key}", text, ["gpu", "uuid"], **common)
             for key, text in (
@@ -73,13 +79,17 @@ class Metrics:
     def render(self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]]) -> bytes:
         """Return the text for Prometheus. Workers and GPUs are shown as they are now; gone ones are not."""
         self._queue.set(queue_depth)
-        for gauge in (self._up, self._inflight, self._restarts, *self._gpu.values()):
+        for gauge in (
+            self._up, self._inflight, self._restarts, self._degraded, self._quarantined, *self._gpu.values()
+        ):  # fmt: skip
             gauge.clear()
         for row in instances:
             self._up.labels(row["id"], row["placement"]).set(row["state"] in ("IDLE", "BUSY"))
             self._inflight.labels(row["id"]).set(row["inflight"])
             self._restarts.labels(row["id"]).set(row["restarts"])
+            self._degraded.labels(row["id"]).set(bool(row.get("degraded")))
         for row in gpus:
+            self._quarantined.labels(str(row["index"]), row["uuid"]).set(row.get("verdict") == "quarantined")
             for key, gauge in self._gpu.items():
                 if row.get(key) is not None:
                     gauge.labels(str(row["index"]), row["uuid"]).set(row[key])

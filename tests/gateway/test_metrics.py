@@ -4,10 +4,11 @@ import re
 
 from gateway.metrics import Metrics
 
-ROW = {"id": "gpu0-1", "placement": "GPU-1", "state": "IDLE", "inflight": 2, "restarts": 3}
+ROW = {"id": "gpu0-1", "placement": "GPU-1", "state": "IDLE", "inflight": 2, "restarts": 3,
+       "degraded": True}  # fmt: skip
 GPU = {
     "index": 0, "uuid": "GPU-1", "memory_used_bytes": 10, "memory_total_bytes": 20, "utilisation_percent": None,
-    "temperature_c": 45, "power_w": 99.5,
+    "temperature_c": 45, "power_w": 99.5, "verdict": "quarantined",
 }  # fmt: skip
 
 
@@ -23,6 +24,8 @@ def test_workers_and_gpus_are_shown_as_they_are_now() -> None:
         'chimera_worker_up{placement="GPU-1",worker="gpu0-1"} 1.0',
         'chimera_worker_inflight{worker="gpu0-1"} 2.0',
         'chimera_worker_restarts_total{worker="gpu0-1"} 3.0',
+        'chimera_worker_degraded{worker="gpu0-1"} 1.0',
+        'chimera_gpu_quarantined{gpu="0",uuid="GPU-1"} 1.0',
         'chimera_gpu_memory_used_bytes{gpu="0",uuid="GPU-1"} 10.0',
         'chimera_gpu_temperature_c{gpu="0",uuid="GPU-1"} 45.0',
     } <= set(shown)
