@@ -87,6 +87,11 @@ class WorkerSlots:
         """Say whether a model is loaded, or being loaded for a lease that it has."""
         return model is None or model in self.loaded or any(lease.model == model for lease in self.leases)
 
+    def learn(self, model: str | None, *, loaded: bool) -> None:
+        """Take from an answer whether a model is loaded now."""
+        if model is not None and (model in self.loaded) is not loaded:
+            self.loaded = self.loaded ^ {model}
+
 
 class Dispatcher:
     """Workers, tickets and leases. Every method returns the tickets it granted, each with its `lease` set."""

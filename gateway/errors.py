@@ -81,12 +81,24 @@ class WorkerRefused(GatewayError):
     """A worker answered that it cannot take work just now (502, 503, 504). Nothing was sent to the client."""
 
 
+class RunnerDied(GatewayError):
+    """A worker answered that its runner died; the worker itself starts another. Nothing was sent to the client."""
+
+
 class FirstByteTimeout(GatewayError):
     """A worker gave no first byte within FIRST_BYTE_TIMEOUT_S."""
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__(f"no first byte after {silent_s:g} s")
+        self.silent_s = silent_s
 
 
 class Stalled(GatewayError):
     """A worker fell silent within its answer for STALL_TIMEOUT_S."""
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__(f"silent for {silent_s:g} s")
+        self.silent_s = silent_s
 
 
 class ClientGone(GatewayError):
@@ -95,7 +107,7 @@ class ClientGone(GatewayError):
 
 Fault = (
     QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | AmbiguousLength
-    | ConnectFailed | WorkerLost | WorkerRefused | FirstByteTimeout | Stalled
+    | ConnectFailed | WorkerLost | WorkerRefused | RunnerDied | FirstByteTimeout | Stalled
 )  # fmt: skip
 
 
@@ -127,7 +139,7 @@ def told(fault: Fault) -> Told:
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
         case AmbiguousLength():
             return Told(400, "a request must not have both Content-Length and Transfer-Encoding")
-        case ConnectFailed() | WorkerLost() | WorkerRefused():
+        case ConnectFailed() | WorkerLost() | WorkerRefused() | RunnerDied():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
         case FirstByteTimeout():
             return Told(504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)")

@@ -12,12 +12,14 @@ import structlog
 import trio
 
 from gateway.admission import Admission
-from gateway.dispatch import Lease, Life
+from gateway.dispatch import Lease, Life, WorkerSlots
 from gateway.errors import (
     ConnectFailed,
     Dialect,
     Fault,
+    FirstByteTimeout,
     PrimaryAway,
+    RunnerDied,
     Stalled,
     Told,
     WorkerLost,
@@ -29,15 +31,14 @@ from gateway.errors import (
 )
 from gateway.headers import Headers, framing_of, request_headers, response_headers, value_of
 from gateway.metrics import Metrics
-from gateway.ollama import TAIL_BYTES, Ask, full_name, tokens_of
+from gateway.ollama import ERROR_BYTES, ERROR_STARTS, TAIL_BYTES, Ask, full_name, runner_died, tokens_of
+from gateway.retry import Tries
 from gateway.upstream import Answer, Upstream
 
 log = structlog.get_logger("gateway")
 
 PRIMARY = "primary"
 
-# Each worker is tried once per life; this bounds a request that meets nothing but dying workers.
-MOST_ATTEMPTS = 5
 # How long the supervisor may take to notice that a worker is gone; it takes a few milliseconds.
 LOSS_NOTICED_S = 0.25
 
@@ -76,14 +77,41 @@ class Request:
     arrived: float = field(default_factory=trio.current_time)
 
 
+class WorkerWatch(Protocol):
+    """Who hears that a request made no progress: the supervisor, which sees only real requests' silence from here."""
+
+    def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
+        """A request got no byte for `silent_s` seconds, in its phase "first byte" or "stall".
+
+        `ready_at` (trio's clock) is when the life that was asked became ready: a newer process of that worker is
+        not to blame.
+        """
+
+
+class _Unwatched:
+    """Nobody wants to know."""
+
+    def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
+        """Nobody to tell."""
+
+
 class Exchange:
     """Carries out requests, for a worker or for the primary."""
 
-    def __init__(self, admission: Admission, upstream: Upstream, metrics: Metrics, primary_port: int) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        upstream: Upstream,
+        metrics: Metrics,
+        primary_port: int,
+        watch: WorkerWatch | None = None,
+    ) -> None:
+        """`watch` is told of requests that made no progress."""
         self.admission = admission
         self.upstream = upstream
         self.metrics = metrics
-        self._primary_port = primary_port
+        self.primary_port = primary_port
+        self._watch = watch or _Unwatched()
 
     async def infer(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
         """Have a worker answer: wait for a slot, relay, and try another worker while nothing has been sent.
@@ -92,24 +120,34 @@ class Exchange:
         error line here. Cancellation ends the wait or closes the worker's connection, and gives the slot back.
         """
         ticket = self.admission.ticket(full_name(ask.model) if ask.model else None)
+        tries = Tries(ticket)
         while True:
-            request.attempts += 1
+            tries.attempts = request.attempts = request.attempts + 1
             async with self.admission.lease(ticket) as lease:
                 request.waited_s = ticket.waited_s
                 request.worker_id = lease.worker_id
                 self.metrics.leased(request.waited_s)
                 try:
-                    await self._relay_lease(request, lease, ticket.excluded | {lease.life}, body, reply)
+                    await self._relay_lease(request, lease, tries, body, reply)
                     return
-                except (ConnectFailed, WorkerLost, WorkerRefused) as fault:
-                    if reply.started or request.attempts >= MOST_ATTEMPTS:
+                except (ConnectFailed, WorkerLost, WorkerRefused, RunnerDied, FirstByteTimeout, Stalled) as fault:
+                    self.tell_silence(lease.worker, fault)
+                    if reply.started or not tries.another(lease, fault, others=self._others(tries, lease)):
                         raise
                     lost = fault
-                    ticket.excluded |= {lease.life}
             self.metrics.retried()
             log.warning("request tried again", request=request.id, worker=request.worker_id, cause=str(lost))
             if not await self._another_chance(ticket.excluded):
                 raise lost
+
+    def tell_silence(self, worker: WorkerSlots, fault: Fault) -> None:
+        """Tell the watch of a request that got no byte of this life of a worker; other faults are none of its news."""
+        if isinstance(fault, FirstByteTimeout | Stalled):
+            phase = "first byte" if isinstance(fault, FirstByteTimeout) else "stall"
+            self._watch.no_progress(worker.id, worker.ready_at, phase, fault.silent_s)
+
+    def _others(self, tries: Tries, lease: Lease) -> bool:
+        return self.admission.dispatcher.untried(tries.tried(lease))
 
     async def _another_chance(self, tried: frozenset[Life]) -> bool:
         """Say whether it makes sense to try again: there is another worker, or the tried ones are being replaced."""
@@ -118,20 +156,27 @@ class Exchange:
         await trio.sleep(LOSS_NOTICED_S)
         return all(worker.life not in tried for worker in self.admission.dispatcher.ready())
 
-    async def _relay_lease(
-        self, request: Request, lease: Lease, tried: frozenset[Life], body: bytes, reply: Reply
-    ) -> None:
+    async def _relay_lease(self, request: Request, lease: Lease, tries: Tries, body: bytes, reply: Reply) -> None:
         framing: Headers = [(b"content-length", str(len(body)).encode())]
         headers = request_headers(request.headers, port=lease.port, request_id=request.id, framing=framing)
         async with self.upstream.exchange(lease.port, request.method, request.target, headers, body) as answer:
-            others = request.attempts < MOST_ATTEMPTS and self.admission.dispatcher.untried(tried)
-            if answer.status in (502, 503, 504) and others:
+            others = self._others(tries, lease)
+            if answer.status in (502, 503, 504) and tries.after_refusal(others=others):
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
-            await self._relay(request, answer, reply, own=self._own_headers(request, lease.worker_id))
+            first = await answer.read()
+            lease.worker.progress_at = trio.current_time()
+            if answer.status == 500 or first.startswith(ERROR_STARTS):
+                first = await _error_part(answer, first)
+                if runner_died(first[:ERROR_BYTES]) and tries.after_runners_death(others=others):
+                    raise RunnerDied(f"{lease.worker_id} answered that its runner died")
+            elif answer.status < 400:
+                lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
+            self.metrics.first_byte(trio.current_time() - request.arrived)
+            await self._relay(request, answer, first, reply, lease)
 
     async def to_primary(self, request: Request, body: bytes | AsyncIterable[bytes] | None, reply: Reply) -> None:
         """Have the primary answer, at once and once. Raises PrimaryAway while nothing has been sent."""
-        port = self._primary_port
+        port = self.primary_port
         if isinstance(body, bytes):
             framing: Headers = [(b"content-length", str(len(body)).encode())]
         else:
@@ -141,40 +186,56 @@ class Exchange:
         request.worker_id = PRIMARY
         try:
             async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
-                await self._relay(request, answer, reply, own=self._own_headers(request, PRIMARY))
+                await self._relay(request, answer, await answer.read(), reply, None)
         except (ConnectFailed, WorkerLost) as fault:
             if reply.started:
                 raise
             raise PrimaryAway(str(fault)) from fault
 
-    async def _relay(self, request: Request, answer: Answer, reply: Reply, own: Headers) -> None:
-        """Pass an answer on as it comes. The head waits for the first bytes: until then another worker may answer."""
-        chunk = await answer.read()
-        if request.worker_id != PRIMARY:
-            self.metrics.first_byte(trio.current_time() - request.arrived)
-        await reply.start(answer.status, [*response_headers(answer.headers), *own])
+    async def _relay(self, request: Request, answer: Answer, chunk: bytes, reply: Reply, lease: Lease | None) -> None:
+        """Pass an answer on as it comes, its first `chunk` with the head: until then another worker may answer.
+
+        `lease` None: it is the primary's.
+        """
+        await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
         last = before = b""
         try:
             while chunk:
                 before, last = last, chunk
                 await reply.write(chunk)
                 chunk = await answer.read()
+                if lease is not None:
+                    lease.worker.progress_at = trio.current_time()
         except (WorkerLost, Stalled) as fault:
+            if lease is not None:
+                self.tell_silence(lease.worker, fault)
             log.warning("answer broken", request=request.id, worker=request.worker_id, cause=str(fault))
             self.metrics.broken()
             await _end_broken(request, answer, reply, fault, last)
             return
-        if request.worker_id != PRIMARY:
+        if lease is not None:
             self.metrics.tokens(*tokens_of(before + last if len(last) < TAIL_BYTES else last))
         await reply.end()
 
-    def _own_headers(self, request: Request, worker_id: str) -> Headers:
-        return [
-            (b"x-request-id", request.id.encode()),
-            (b"x-chimera-worker", worker_id.encode()),
-            (b"x-chimera-queue-ms", str(round(request.waited_s * 1000)).encode()),
-            (b"x-chimera-attempts", str(request.attempts).encode()),
-        ]
+
+def own_headers(request: Request) -> Headers:
+    """Return what an answer says of its way: who gave it, after how long in the queue, at which attempt."""
+    return [
+        (b"x-request-id", request.id.encode()),
+        (b"x-chimera-worker", (request.worker_id or "").encode()),
+        (b"x-chimera-queue-ms", str(round(request.waited_s * 1000)).encode()),
+        (b"x-chimera-attempts", str(request.attempts).encode()),
+    ]
+
+
+async def _error_part(answer: Answer, first: bytes) -> bytes:
+    """Read on in what looks like an error until it is all there: its line, or its body, or ERROR_BYTES of it."""
+    while len(first) < ERROR_BYTES and not (first.endswith(b"\n") and answer.status != 500):
+        more = await answer.read()
+        if not more:
+            break
+        first += more
+    return first
 
 
 async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fault, last: bytes) -> None:

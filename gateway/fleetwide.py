@@ -90,6 +90,8 @@ class Fleetwide:
             answered = await self._one(worker, request, "POST", request.target, body)
             if answered is not None:
                 answers[worker.id] = answered
+                if answered[0] < 400:
+                    worker.learn(full_name(ask.model) if ask.model else None, loaded=ask.kind is Kind.LOAD)
 
         async with trio.open_nursery() as nursery:
             for worker in workers:
@@ -126,6 +128,8 @@ class Fleetwide:
                 passed = [pair for pair in response_headers(answer.headers) if pair[0] != b"content-length"]
                 return answer.status, passed, whole
         except (ConnectFailed, WorkerLost, FirstByteTimeout, Stalled) as fault:
+            if body is not None:  # a load; /api/ps has no need of the runner, and its silence shows in probes
+                self._exchange.tell_silence(worker, fault)
             log.warning("worker gave no answer", worker=worker.id, target=target.decode("latin1"), cause=str(fault))
             return None
 

@@ -158,6 +158,30 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
     return int(prompt[1]) if prompt else 0, int(answer[1]) if answer else 0
 
 
+# How much of an error answer is looked at.
+ERROR_BYTES = 8 * 1024
+# How an error begins where a stream was asked for: as Go writes its JSON, as NDJSON or as an event.
+ERROR_STARTS = (b'{"error"', b'data: {"error"', b"event: error", b'{"type":"error"')
+# Ollama's sentences (llm/server.go) for a runner that ended under a request: the scheduler starts another one.
+_RUNNER_DIED = re.compile(
+    rb"an error was encountered while running the model"
+    rb"|llama runner process (?:has terminated|no longer running)"
+    rb"|unexpected EOF|connection reset by peer|connect: connection refused"
+    # the runner's own port: `do load request: Post "http://127.0.0.1:40343/load": EOF`, its quotes escaped in JSON
+    rb'|Post \\?"http://127\.0\.0\.1:\d{1,5}/[^"\s]*": EOF'
+)
+# What a runner says of a file that it cannot use: every other one would end in the same way.
+_MODELS_FAULT = re.compile(rb"(?:unable to load|error loading) model|unknown model architecture")
+
+
+def runner_died(said: bytes) -> bool:
+    """Say whether an error tells of a runner that died, so that the request is worth another try.
+
+    `said` is the beginning of an error answer, at most ERROR_BYTES of it. A model that cannot be loaded is not one.
+    """
+    return _RUNNER_DIED.search(said) is not None and _MODELS_FAULT.search(said) is None
+
+
 def full_name(model: str) -> str:
     """Return a model's name as Ollama lists it: `llama3` is `llama3:latest`."""
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

@@ -70,7 +70,7 @@ class Answer:
             return b""
         with trio.CancelScope(deadline=trio.current_time() + self._stall_timeout_s):
             return await self._read()
-        raise Stalled(f"for {self._stall_timeout_s:g} s")
+        raise Stalled(self._stall_timeout_s)
 
     async def _read(self) -> bytes:
         parts: list[bytes] = []
@@ -154,7 +154,7 @@ class Upstream:
             with trio.CancelScope(deadline=trio.current_time() + self._first_byte_timeout_s) as first_byte:
                 await self._send(connection, method, target, headers, body, first_byte)
                 return Answer(connection, await _head(connection), self._stall_timeout_s)
-            raise FirstByteTimeout(f"after {self._first_byte_timeout_s:g} s")
+            raise FirstByteTimeout(self._first_byte_timeout_s)
         except _BROKEN as error:
             connection.stream.socket.close()
             raise WorkerLost(f"before it answered: {str(error) or type(error).__name__}") from error

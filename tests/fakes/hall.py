@@ -18,13 +18,18 @@ class Hall:
         self.admission = Admission(queue_size=4, queue_timeout_s=20.0, random_unit=self._in_order)
         self.upstream = Upstream(first_byte_timeout_s=1000.0, stall_timeout_s=1000.0)
         self.metrics = Metrics()
-        self.exchange = Exchange(self.admission, self.upstream, self.metrics, primary_port=1)
+        self.silences: list[tuple[str, float, str, float]] = []
+        self.exchange = Exchange(self.admission, self.upstream, self.metrics, primary_port=1, watch=self)
         self._nursery = nursery
         self._draws = 0.0
 
     def _in_order(self) -> float:
         self._draws += 1e-6  # the worker that came first wins a tie
         return self._draws
+
+    def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
+        """The exchange's `WorkerWatch`."""
+        self.silences.append((worker_id, ready_at, phase, silent_s))
 
     def patience(self, *, first_byte_timeout_s: float = 1000.0, stall_timeout_s: float = 1000.0) -> None:
         self.upstream._first_byte_timeout_s = first_byte_timeout_s
@@ -42,5 +47,5 @@ class Hall:
     async def primary(self, *script: Behaviour, refuses_early: bool = False) -> WorkerServer:
         server = WorkerServer(list(script), refuses_early=refuses_early)
         await self._nursery.start(server.run)
-        self.exchange = Exchange(self.admission, self.upstream, self.metrics, server.port)
+        self.exchange = Exchange(self.admission, self.upstream, self.metrics, server.port, watch=self)
         return server

@@ -18,6 +18,7 @@ from gateway.errors import (
     PrimaryAway,
     QueueFull,
     QueueTimeout,
+    RunnerDied,
     ShuttingDown,
     Stalled,
     WorkerLost,
@@ -44,8 +45,9 @@ TABLE: list[tuple[Fault, int, str, int | None]] = [
     (ConnectFailed(), 502, LOST, 1),
     (WorkerLost(), 502, LOST, 1),
     (WorkerRefused(), 502, LOST, 1),
-    (FirstByteTimeout(), 504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)", None),
-    (Stalled(), 504, "the worker fell silent within its answer (STALL_TIMEOUT_S)", None),
+    (RunnerDied(), 502, LOST, 1),
+    (FirstByteTimeout(600), 504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)", None),
+    (Stalled(120), 504, "the worker fell silent within its answer (STALL_TIMEOUT_S)", None),
 ]  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from gateway.errors import (
     dialect_of,
 )
 from gateway.exchange import Request, answer_error
-from gateway.ollama import Ask, Kind
+from gateway.ollama import ERROR_BYTES, Ask, Kind
+from gateway.retry import MOST_ATTEMPTS
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.reply import RecordingReply
 from tests.fakes.worker_server import (
@@ -166,7 +167,7 @@ async def test_nobody_is_tried_more_often_than_agreed(hall: Hall, monkeypatch: p
     servers = [await hall.worker(name, dies) for name in "abcdefg"]
     with pytest.raises(WorkerLost):
         await ask(hall)
-    assert sum(len(server.received) for server in servers) == module.MOST_ATTEMPTS
+    assert sum(len(server.received) for server in servers) == MOST_ATTEMPTS
 
 
 async def test_a_failed_connection_of_the_only_worker_is_told(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,166 @@ async def test_when_no_worker_can_just_now_the_last_ones_own_words_are_relayed(h
         await hall.worker(name, says(b'{"error":"busy"}', "retry-after: 3", status=503))
     reply = await ask(hall)
     assert (reply.status, reply.body, reply.header("retry-after")) == (503, b'{"error":"busy"}', "3")
-    assert reply.header("x-chimera-attempts") == str(min(len(workers), module.MOST_ATTEMPTS))
+    assert reply.header("x-chimera-attempts") == str(min(len(workers), MOST_ATTEMPTS))
+
+
+# -- a worker's runner dies before the first byte --------------------------------------------------------------
+
+DIED = "an error was encountered while running the model: unexpected EOF"
+
+
+def dead_runners_answers(text: str = DIED) -> dict[str, Behaviour]:
+    """The forms in which Ollama tells it before anything else."""
+    error = json.dumps({"error": text}).encode()
+    openai = json.dumps({"error": {"message": text, "type": "api_error"}}).encode()
+
+    async def in_two_parts(talk: Conversation) -> None:
+        await starts(error[:12], then=lambda talk: talk.chunk(error[12:] + b"\n"))(talk)
+        await talk.chunk(b"")
+
+    return {
+        "status 500": says(error, status=500),
+        "status 500, OpenAI": says(openai, status=500),
+        "first line": streams(error + b"\n"),
+        "first line in two parts": in_two_parts,
+        "first event": streams(b"data: " + openai + b"\n\n", kind=SSE),
+        "first event with a name": streams(b"event: error\ndata: " + openai + b"\n\n", kind=SSE),
+    }
+
+
+@pytest.mark.parametrize("form", dead_runners_answers())
+async def test_a_request_whose_runner_died_is_answered_by_another_worker(hall: Hall, form: str) -> None:
+    await hall.worker("a", dead_runners_answers()[form])
+    await hall.worker("b", streams(LINE))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.header("x-chimera-attempts")) == (200, LINE, "2")
+
+
+async def test_the_only_worker_whose_runner_died_is_asked_once_more(hall: Hall) -> None:
+    server = await hall.worker("a", says(b'{"error":"%s"}' % DIED.encode(), status=500), streams(LINE))
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.header("x-chimera-attempts")) == (200, LINE, "2")
+    assert len(server.received) == 2
+
+
+@pytest.mark.parametrize("workers", ["a", "ab", "abcdefg"])
+async def test_when_every_runner_dies_the_last_workers_own_words_are_relayed(hall: Hall, workers: str) -> None:
+    said = b'{"error":"%s"}' % DIED.encode()
+    servers = [await hall.worker(name, says(said, status=500)) for name in workers]
+    reply = await ask(hall)
+    assert (reply.status, reply.body) == (500, said)
+    assert sum(len(server.received) for server in servers) == min(len(workers) + 1, MOST_ATTEMPTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to load model: /models/blobs/sha256-1",
+        "llama runner process has terminated: error loading model: x",
+        "x",
+    ],
+)
+@pytest.mark.parametrize("form", dead_runners_answers())
+async def test_what_is_the_models_own_fault_is_passed_on(hall: Hall, form: str, text: str) -> None:
+    await hall.worker("a", dead_runners_answers(text)[form])
+    await hall.worker("b", streams(b"never asked"))
+    reply = await ask(hall)
+    assert text in reply.body.decode()
+    assert (reply.header("x-chimera-worker"), reply.header("x-chimera-attempts"), reply.ended) == ("a", "1", True)
+
+
+async def test_only_the_beginning_of_an_error_is_looked_at(hall: Hall) -> None:
+    said = b'{"error":"%s' % (b"x" * ERROR_BYTES) + DIED.encode() + b'"}'
+    await hall.worker("a", says(said, status=500))
+    await hall.worker("b", streams(b"never asked"))
+    assert (await ask(hall)).body == said
+
+
+async def test_an_error_line_after_the_first_byte_is_relayed(hall: Hall) -> None:
+    error = b'{"error":"%s"}\n' % DIED.encode()
+    await hall.worker("a", streams(LINE, error))
+    await hall.worker("b", streams(b"never asked"))
+    assert (await ask(hall)).body == LINE + error
+
+
+# -- a worker that is silent -----------------------------------------------------------------------------------
+
+
+async def test_a_request_that_gets_no_first_byte_is_given_to_one_more_worker(hall: Hall) -> None:
+    hall.patience(first_byte_timeout_s=0.05)
+    silent = await hall.worker("a", hangs)
+    await hall.worker("b", streams(LINE))
+    reply = await ask(hall)
+    assert (reply.body, reply.header("x-chimera-attempts")) == (LINE, "2")
+    assert [(who, phase, silent_s) for who, _, phase, silent_s in hall.silences] == [("a", "first byte", 0.05)]
+    await silent.client_left.wait()
+
+
+async def test_a_request_that_gets_no_first_byte_twice_is_told_so(hall: Hall) -> None:
+    hall.patience(first_byte_timeout_s=0.05)
+    servers = [await hall.worker(name, hangs) for name in "abc"]
+    with pytest.raises(FirstByteTimeout):
+        await ask(hall)
+    assert [len(server.received) for server in servers] == [1, 1, 0]
+    assert [who for who, *_ in hall.silences] == ["a", "b"]
+
+
+@pytest.mark.parametrize("sent", [[], [LINE]])
+async def test_a_silence_is_told_of_the_life_that_was_asked(hall: Hall, sent: list[bytes]) -> None:
+    hall.patience(stall_timeout_s=0.05)
+
+    async def outlived(talk: Conversation) -> None:
+        hall.admission.worker_lost("a")
+        hall.admission.worker_ready("a", port=1, slots=1, models=frozenset(), cordoned=False)
+        await hangs(talk)
+
+    await hall.worker("a", starts(*sent, then=outlived))
+    (worker,) = hall.admission.ready()
+    try:
+        await ask(hall)
+    except Stalled:
+        assert not sent
+    assert hall.silences == [("a", worker.ready_at, "stall", 0.05)]
+
+
+async def test_the_primarys_silence_is_not_the_watchs_news(hall: Hall) -> None:
+    hall.patience(stall_timeout_s=0.05)
+    await hall.primary(starts(LINE, then=hangs))
+    await hall.exchange.to_primary(request("/api/push"), b"{}", RecordingReply())
+    assert hall.silences == []
+
+
+# -- what an answer shows of its worker ------------------------------------------------------------------------
+
+
+async def test_every_byte_is_progress_of_its_worker(hall: Hall) -> None:
+    go_on = trio.Event()
+
+    async def rest(talk: Conversation) -> None:
+        await go_on.wait()
+        await talk.chunk(LINE)
+        await talk.chunk(b"")
+
+    await hall.worker("a", starts(LINE, then=rest))
+    await hall.worker("b", streams(b"never asked"))
+    reply = RecordingReply()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, hall, "/api/chat", reply)
+        await reply.first_write.wait()
+        first = hall.admission.progress_at("a")
+        assert first is not None
+        await wait_all_tasks_blocked()
+        go_on.set()
+    assert (hall.admission.progress_at("a") or 0) > first
+    assert hall.admission.progress_at("b") is None
+
+
+@pytest.mark.parametrize(("status", "loaded"), [(200, {"m:latest"}), (400, set()), (500, set())])
+async def test_a_good_answer_shows_that_its_model_is_loaded(hall: Hall, status: int, loaded: set[str]) -> None:
+    await hall.worker("a", says(b"{}", status=status))
+    await ask(hall)
+    (worker,) = hall.admission.ready()
+    assert worker.loaded == loaded
 
 
 # -- a worker is lost within its answer ------------------------------------------------------------------------

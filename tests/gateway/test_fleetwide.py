@@ -195,3 +195,21 @@ async def test_a_client_that_leaves_ends_every_load(hall: Hall) -> None:
         nursery.cancel_scope.cancel()
     for server in servers:
         await server.client_left.wait()
+
+
+async def test_a_load_and_an_unload_show_what_is_loaded_now(hall: Hall) -> None:
+    await hall.worker("a", says(b'{"done":true}'))
+    await hall.worker("b", says(b'{"error":"not found"}', status=404))
+    a, b = hall.admission.ready()
+    await load(hall, Kind.LOAD)
+    assert (set(a.loaded), set(b.loaded)) == ({"m:latest"}, set())
+    await load(hall, Kind.UNLOAD)
+    assert (set(a.loaded), set(b.loaded)) == (set(), set())
+
+
+async def test_a_load_that_makes_no_progress_is_told_to_the_watch(hall: Hall) -> None:
+    hall.patience(first_byte_timeout_s=0.05)
+    await hall.worker("a", hangs)
+    with pytest.raises(WorkerLost):
+        await load(hall, Kind.LOAD)
+    assert [(who, phase) for who, _, phase, _ in hall.silences] == [("a", "first byte")]

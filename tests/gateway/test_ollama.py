@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask, tokens_of
+from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask, runner_died, tokens_of
 
 JSON = "application/json"
 HOPELESS = Ask(Kind.HOPELESS, None)
@@ -202,3 +202,25 @@ def test_a_model_without_a_tag_is_the_latest(name: str, full: str) -> None:
 )
 def test_an_answers_end_says_how_many_tokens_there_were(tail: bytes, counts: tuple[int, int]) -> None:
     assert tokens_of(tail) == counts
+
+
+@pytest.mark.parametrize(
+    ("said", "died"),
+    [
+        ("an error was encountered while running the model: unexpected EOF", True),
+        ("llama runner process has terminated: signal: killed", True),
+        ("llama runner process no longer running: -1", True),
+        ("unexpected EOF", True),
+        ('do load request: Post "http://127.0.0.1:40343/load": EOF', True),
+        ('Post "http://127.0.0.1:40343/completion": read tcp 127.0.0.1:1: read: connection reset by peer', True),
+        ('Post "http://127.0.0.1:40343/completion": dial tcp 127.0.0.1:40343: connect: connection refused', True),
+        ('Post "https://ollama.com/api/chat": EOF', False),
+        ("unable to load model: /models/blobs/sha256-1", False),
+        ("llama runner process has terminated: error loading model: unknown model architecture: 'x'", False),
+        ("model requires more system memory (10 GiB) than is available (2 GiB)", False),
+        ("EOF", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_what_an_error_says_of_its_runner(said: str, died: bool) -> None:
+    assert runner_died(json.dumps({"error": said}).encode()) is died

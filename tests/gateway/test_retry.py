@@ -1,0 +1,54 @@
+"""Whether a request is tried again after a fault, as tables."""
+
+import pytest
+
+from gateway.dispatch import Lease, Ticket, WorkerSlots
+from gateway.errors import ConnectFailed, FirstByteTimeout, RunnerDied, Stalled, WorkerLost, WorkerRefused
+from gateway.retry import MOST_ATTEMPTS, Failed, Tries
+
+A = WorkerSlots("a", 1, 11500, 4, frozenset())
+B = WorkerSlots("b", 2, 11501, 4, frozenset())
+
+
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("fault", [ConnectFailed(), WorkerLost(), WorkerRefused()])
+def test_after_a_loss_it_is_tried_again_but_not_there(fault: Failed, others: bool) -> None:
+    tries = Tries(Ticket("m"), attempts=1)
+    assert tries.another(Lease(A, "m"), fault, others=others)
+    assert tries.ticket.excluded == {A.life}
+
+
+@pytest.mark.parametrize("fault", [ConnectFailed(), WorkerLost(), RunnerDied(), FirstByteTimeout(600), Stalled(120)])
+def test_nothing_is_tried_more_often_than_agreed(fault: Failed) -> None:
+    tries = Tries(Ticket("m"), attempts=MOST_ATTEMPTS)
+    assert not tries.another(Lease(A, "m"), fault, others=True)
+    assert not tries.after_refusal(others=True)
+    assert not tries.after_runners_death(others=True)
+
+
+def test_one_that_fell_silent_in_its_answer_is_not_tried_again() -> None:
+    assert not Tries(Ticket("m"), attempts=1).another(Lease(A, "m"), Stalled(120), others=True)
+
+
+def test_one_without_a_first_byte_is_given_to_one_more_worker_if_there_is_one() -> None:
+    assert not Tries(Ticket("m"), attempts=1).another(Lease(A, "m"), FirstByteTimeout(600), others=False)
+    tries = Tries(Ticket("m"), attempts=1)
+    assert tries.another(Lease(A, "m"), FirstByteTimeout(600), others=True)
+    assert tries.ticket.excluded == {A.life}
+    assert not tries.another(Lease(B, "m"), FirstByteTimeout(600), others=True)
+
+
+def test_a_dead_runner_of_the_only_worker_is_asked_for_once_more_and_not_twice() -> None:
+    tries = Tries(Ticket("m"), attempts=1)
+    assert tries.after_runners_death(others=False)
+    assert tries.another(Lease(A, "m"), RunnerDied(), others=False)
+    assert (tries.ticket.excluded, tries.again) == (frozenset(), A.life)
+    assert not tries.after_runners_death(others=False)
+    assert tries.after_runners_death(others=True)  # one has come meanwhile
+    assert tries.another(Lease(A, "m"), RunnerDied(), others=True)
+    assert tries.ticket.excluded == {A.life}
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_worker_that_cannot_just_now_is_passed_over_only_for_another(others: bool) -> None:
+    assert Tries(Ticket("m"), attempts=1).after_refusal(others=others) is others
