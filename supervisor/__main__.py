@@ -160,7 +160,7 @@ async def _run_all(
     fleet = Fleet(house, admission, wanted)
     ward.admit(fleet)
     operator = Operator(fleet, primary, store, meter, events, ward)
-    exchange = Exchange(admission, upstream, metrics, settings.ollama_port)
+    exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     pages = make_app(operator, admission, metrics, token)
     front = Front(exchange, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes)
