@@ -1,19 +1,26 @@
 """The supervisor: launches one `ollama serve` per wanted worker, watches it, heals it, and says what it did.
 
-The map: `cli` is the `chimera` command, `config` the settings, `__main__` the root that wires everything and the
-only file that knows the gateway. `fleet` has the wanted fleet and one task per worker; `worker` is that task, the
-sole writer of one worker's state; `lifecycle` its table of states, `restart` its back-off, `health` what probes
-add up to, `placement` which GPU it gets, `command` what is run. `process` starts, watches and ends a process group;
-`sweep` ends what a former run left; `probe` asks workers over HTTP, by `ask` what is asked often; `usage` says what
-their processes use, read from /proc by `procs`, `memory` how that grows, `oom` whether the kernel ended one for want
-of it; `cgroup` gives each worker its own where systemd lets us; `store` brings in models through the primary;
-`embedded` and `locate` find the ollama to run; `wanted` is the fleet on disk, `lock` the state directory's lock,
-`events` what happened.
+The map. `cli` is the `chimera` command, `config` the settings, `__main__` the root that wires everything and the
+only file that knows the gateway.
+
+Workers: `fleet` has the wanted fleet and one task per worker; `worker` is that task, `standing` what is known of a
+worker and wanted of it, `lifecycle` its table of states, `restart` its back-off and the fleet's restart budget.
+`watch` looks after one process by the ladder of `health`; `trouble` tells people what is wrong, in the form of `words`.
+`house` is what all workers share. `command` is what is run, `process` starts, watches and ends a process group,
+`cgroup` gives each worker its own where systemd lets us; `sweep` ends what a former run left, `strays` what holds a
+GPU though nobody has it.
+
+What is asked: `probe` asks workers over HTTP, by `ask` what is asked often; `usage` says what their processes use,
+read from /proc by `procs`, `memory` how that grows, `oom` whether the kernel ended one for want of it.
 
 GPUs: `gpu` reads them each second by `nvml`, `gpu_events` hears what the driver reports at once; both speak in the
 values of `gpu_reading`. `gpu_health` adds them up, one `gpu_state` per GPU, with the table in `xid`, into orders:
-quarantine, release, restart the workers, tell the operator.
+quarantine, release, restart the workers, tell the operator. `ward` owns that verdict and tells the fleet;
+`placement` says which GPU the next worker gets.
 
-The supervisor never imports the gateway. What it needs of it are the protocols `worker.Leases` and
-`fleet.FleetSize`.
+`store` brings in models through the primary; `embedded` and `locate` find the ollama to run; `wanted` is on disk what
+the operator asked for, `lock` the state directory's lock, `events` what happened; `operator` and `show` are what
+people see.
+
+The supervisor never imports the gateway. What it needs of it are the protocols `house.Leases` and `fleet.FleetSize`.
 """

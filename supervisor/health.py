@@ -93,6 +93,17 @@ def judge_stopped(pids: Collection[int], since: float | None, now: float, hang_t
     return Finding("hung", f"its process {named} is stopped (SIGSTOP, or a debugger)", since, step)
 
 
+def judge_in_kernel(pids: Collection[int], since: float | None) -> Finding | None:
+    """Judge processes that have been in state D for a while (proc(5)): the driver or a disk holds them.
+
+    Not even SIGKILL ends one before that call returns: a restart would only wait for it.
+    """
+    if not pids or since is None:
+        return None
+    named = ", ".join(str(pid) for pid in sorted(pids))
+    return Finding("held", f"its process {named} is held in the kernel (a driver or a disk)", since, Step.AVOID)
+
+
 @dataclass(frozen=True, slots=True)
 class Expiry:
     """When one model is to be unloaded: as Ollama wrote it, and on our own clock, which nobody sets."""

@@ -17,6 +17,7 @@ from supervisor.health import (
     computes_on_cpu,
     expiries,
     gravest,
+    judge_in_kernel,
     judge_silence,
     judge_stopped,
     judge_stuck,
@@ -96,6 +97,14 @@ def test_stopped_processes(pids: tuple[int, ...], since: float | None, now: floa
     assert (found.step if found else None) == step
     if found is not None:
         assert "7" in found.what
+
+
+def test_what_the_kernel_holds_is_avoided_and_never_restarted() -> None:
+    found = judge_in_kernel({7}, 5.0)
+    assert found is not None
+    assert (found.step, found.since) == (Step.AVOID, 5.0)
+    assert judge_in_kernel((), 5.0) is None
+    assert judge_in_kernel({7}, None) is None
 
 
 # -- models that do not go -------------------------------------------------------------------------------------------
