@@ -287,7 +287,7 @@ class Watch:
         stall, model, began = self._stall, self._candidate(), trio.current_time()
         if model is None:
             if stall is not None and self._stalls > 1:
-                self._unproven = Finding("stalled", _stalled(stall), stall.at, Step.RESTART)
+                self._unproven = Finding("hung", _stalled(stall), stall.at, Step.RESTART)
             self._proven_at = began  # nothing can be asked of it
             return
         keep_alive = _keep_alive(model.expires_at, datetime.now(UTC))
@@ -303,7 +303,7 @@ class Watch:
             self._proven_at, self._stall, self._unproven = trio.current_time(), None, None
             return
         cause = f"{_stalled(stall)}, and then {fault}" if stall else f"one token, asked when idle: {fault}"
-        self._unproven = Finding("unproven", cause, began, Step.RESTART)
+        self._unproven = Finding("hung", cause, began, Step.RESTART)
 
     def _progressed_since(self, moment: float) -> bool:
         progress_at = self._progress_at()

@@ -240,7 +240,7 @@ async def test_a_stalled_worker_that_gives_no_token_is_restarted(
         await trio.sleep(30)
         assert it.ready_since is not None
         it.stalled(it.ready_since, "stall", 120.0)
-        await moment_of(world, "worker_unproven")
+        await moment_of(world, "worker_hung")
         assert it.last_exit is None or "fell silent" in it.last_exit.reason
         world.tokens = True
         await until(it, State.BACKOFF)
@@ -304,7 +304,7 @@ async def test_an_idle_worker_that_gives_no_token_is_restarted(
     world = World()
     async with serving(world, tmp_path, CANARY_AFTER_S="100") as it:
         world.tokens = False
-        await moment_of(world, "worker_unproven")
+        await moment_of(world, "worker_hung")
         world.tokens = True
         await until(it, State.BACKOFF)
         await until(it, State.READY)
