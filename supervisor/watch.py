@@ -42,6 +42,7 @@ PROBE_INTERVAL_S = 2.0
 PS_INTERVAL_S = 10.0
 # Once a probe has gone unanswered the next one follows soon.
 SILENT_INTERVAL_S = 0.2
+# One token of a loaded model on an idle worker; FIRST_BYTE_TIMEOUT_S where that is less.
 CANARY_TIMEOUT_S = 30.0
 # Ollama starts another runner at the next request; meanwhile the model counts as not loaded.
 RELOAD_TIMEOUT_S = 600.0
@@ -285,6 +286,7 @@ class Watch:
 
     async def _ask_one_token(self) -> None:
         stall, model, began = self._stall, self._candidate(), trio.current_time()
+        timeout_s = min(CANARY_TIMEOUT_S, self.house.settings.first_byte_timeout_s)
         if model is None:
             if stall is not None and self._stalls > 1:
                 self._unproven = Finding("hung", _stalled(stall), stall.at, Step.RESTART)
@@ -294,7 +296,7 @@ class Watch:
         try:
             fault = await self.house.prober.canary(
                 self.port, model.name, context_length=model.context_length, keep_alive=keep_alive,
-                timeout_s=CANARY_TIMEOUT_S,
+                timeout_s=timeout_s,
             )  # fmt: skip
         except NotAChatModel:
             self._not_chat |= {model.name}
