@@ -14,6 +14,7 @@ from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
 from gateway.metrics import Metrics
 from gateway.ollama import FORWARDED, Answerer, Kind, answerer, read_ask
+from gateway.pulls import BODY_BYTES, Pulls
 
 log = structlog.get_logger("gateway")
 
@@ -125,8 +126,9 @@ class AsgiReply:
 class Front:
     """The ASGI application: Ollama's and OpenAI's paths here, the rest to `pages` (Quart)."""
 
-    def __init__(self, exchange: Exchange, metrics: Metrics, pages: App, *, max_body_bytes: int) -> None:
+    def __init__(self, exchange: Exchange, pulls: Pulls, metrics: Metrics, pages: App, *, max_body_bytes: int) -> None:
         self._exchange = exchange
+        self.pulls = pulls
         self._fleetwide = Fleetwide(exchange)
         self._metrics = metrics
         self._pages = pages
@@ -168,7 +170,7 @@ class Front:
         declared = value_of(request.headers, b"content-length")
         if declared is not None and value_of(request.headers, b"transfer-encoding") is not None:
             raise AmbiguousLength
-        if who is Answerer.PRIMARY and framing_of(request.headers):
+        if who is Answerer.PRIMARY and framing_of(request.headers) and not _is_pull(request, declared):
             async with aclosing(body.stream()) as parts:
                 await self._while_there(body, reply, self._exchange.to_primary(request, parts, reply))
             return
@@ -207,6 +209,9 @@ class Front:
         if who is Answerer.FLEET:
             await self._fleetwide.ps(request, reply)
             return
+        if _is_pull(request, str(len(body)).encode()):
+            await self.pulls.answer(request, body, reply)
+            return
         if who is Answerer.PRIMARY:
             await self._exchange.to_primary(request, body or None, reply)  # HTTP/2 has bodies without framing
             return
@@ -219,6 +224,12 @@ class Front:
                 await self._fleetwide.load(request, ask, body, reply)
             case Kind.INFERENCE:
                 await self._exchange.infer(request, ask, body, reply)
+
+
+def _is_pull(request: Request, length: bytes | None) -> bool:
+    """Say whether a request is a pull whose body is worth reading."""
+    small = length is not None and length.isdigit() and int(length) <= BODY_BYTES
+    return small and request.method == "POST" and request.path == "/api/pull"
 
 
 def _request(scope: Message) -> Request:

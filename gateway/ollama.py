@@ -141,6 +141,35 @@ def _is_zero(keep_alive: object) -> bool:
     return isinstance(keep_alive, str) and keep_alive.strip().rstrip("hmsuµn") in ("0", "0.0")
 
 
+_PULL_FIELDS = {"model", "name", "insecure", "stream"}
+
+
+@dataclass(frozen=True, slots=True)
+class PullAsk:
+    """What makes two pulls the same one."""
+
+    model: str
+    insecure: bool
+
+
+def read_pull(body: bytes) -> tuple[PullAsk, bool] | None:
+    """Return what a pull's body asks for and whether it wants the lines, or None where it is out of the ordinary.
+
+    A pull with anything else in it, such as a username, is not shared: the primary gets it as it came.
+    """
+    try:
+        fields: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or not fields.keys() <= _PULL_FIELDS:
+        return None
+    model = fields.get("model") or fields.get("name")
+    insecure, stream = fields.get("insecure", False), fields.get("stream", True)
+    if not isinstance(model, str) or not isinstance(insecure, bool) or not isinstance(stream, bool):
+        return None
+    return PullAsk(full_name(model), insecure), stream
+
+
 # At the end of an answer, where Ollama and the OpenAI form say how many tokens there were.
 _PROMPT_TOKENS = re.compile(rb'"(?:prompt_eval_count|prompt_tokens|input_tokens)": ?(\d{1,9})')
 _ANSWER_TOKENS = re.compile(rb'"(?:eval_count|completion_tokens|output_tokens)": ?(\d{1,9})')

@@ -23,6 +23,7 @@ from gateway.asgi import App, Front
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
+from gateway.pulls import Pulls
 from gateway.upstream import Upstream
 from supervisor.cgroup import find_delegated
 from supervisor.command import PRIMARY
@@ -163,7 +164,8 @@ async def _run_all(
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     pages = make_app(operator, admission, metrics, token)
-    front = Front(exchange, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes)
+    pulls = Pulls(exchange)
+    front = Front(exchange, pulls, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes)
 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(prober.aclose)
@@ -186,6 +188,7 @@ async def _run_all(
         await stack.enter_async_context(background(fleet.run, placements, started=True))
         known = partial(_known_pids, meter)
         await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
+        await stack.enter_async_context(background(pulls.run, started=True))
         serving = partial(run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s)
         door: Door = await stack.enter_async_context(background(serving, started=True))
         events.record("gateway_listens", url=settings.gateway_url)

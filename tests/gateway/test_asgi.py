@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway import asgi as module
 from gateway.asgi import Front
+from gateway.pulls import BODY_BYTES, Pulls
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, starts, streams
@@ -34,7 +35,8 @@ class House:
 
     @property
     def front(self) -> Front:
-        return Front(self.hall.exchange, self.hall.metrics, self.pages, max_body_bytes=MAX_BODY_BYTES)
+        pulls = Pulls(self.hall.exchange)
+        return Front(self.hall.exchange, pulls, self.hall.metrics, self.pages, max_body_bytes=MAX_BODY_BYTES)
 
     def client(
         self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), path: str | None = None
@@ -225,6 +227,45 @@ async def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(h
     headers = [("content-length", "3"), ("transfer-encoding", "chunked")]
     client = await house.client("POST", "/api/chat", headers).ask(b"abc")
     assert (client.status, client.headers["connection"]) == (400, "close")
+
+
+# -- pulls -----------------------------------------------------------------------------------------------------
+
+
+async def test_two_clients_pull_once_and_a_client_that_leaves_leaves_it_to_the_other(house: House) -> None:
+    go_on = trio.Event()
+
+    async def rest(talk: Conversation) -> None:
+        await go_on.wait()
+        await talk.chunk(b'{"status":"success"}\n')
+        await talk.chunk(b"")
+
+    primary = await house.hall.primary(starts(b'{"status":"pulling manifest"}\n', then=rest))
+    front, body = house.front, b'{"model":"m"}'
+    headers = [("content-length", str(len(body)))]
+    first, second = (AsgiClient(front, "POST", "/api/pull", headers) for _ in range(2))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(front.pulls.run)
+        async with trio.open_nursery() as clients:
+            for client in (first, second):
+                clients.start_soon(client.ask, body)
+            for client in (first, second):
+                await client.first_write.wait()
+            first.leave()
+            go_on.set()
+        nursery.cancel_scope.cancel()
+    assert (second.complete, second.body) == (True, b'{"status":"pulling manifest"}\n{"status":"success"}\n')
+    assert len(primary.received) == 1
+
+
+async def test_a_pull_whose_body_is_unusual_goes_to_the_primary_unchanged(house: House) -> None:
+    primary = await house.hall.primary(says(b"{}"))
+    for body, headers in (
+        (b'{"model":"m"}', [("transfer-encoding", "chunked")]),
+        (b" " * BODY_BYTES + b'{"model":"m"}', [("content-length", str(BODY_BYTES + 13))]),
+    ):
+        await house.client("POST", "/api/pull", headers).ask(body)
+        assert primary.received[-1].body == body
 
 
 # -- the client leaves -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gateway import door as module
 from gateway.app import make_app
 from gateway.asgi import App, Front, Message, Receive, Send
 from gateway.door import Door, PortTaken, listen, run_gateway
+from gateway.pulls import Pulls
 from tests.fakes.fleet_admin import FakeFleet
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import Conversation, dies, hangs, says, starts, streams
@@ -107,7 +108,7 @@ async def serve(
 
 def front_of(hall: Hall) -> Front:
     pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
-    return Front(hall.exchange, hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
+    return Front(hall.exchange, Pulls(hall.exchange), hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
 
 
 @pytest.fixture

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.ollama import FORWARDED, Answerer, Ask, Kind, answerer, full_name, read_ask, runner_died, tokens_of
+from gateway.ollama import (
+    FORWARDED,
+    Answerer,
+    Ask,
+    Kind,
+    PullAsk,
+    answerer,
+    full_name,
+    read_ask,
+    read_pull,
+    runner_died,
+    tokens_of,
+)
 
 JSON = "application/json"
 HOPELESS = Ask(Kind.HOPELESS, None)
@@ -224,3 +236,25 @@ def test_an_answers_end_says_how_many_tokens_there_were(tail: bytes, counts: tup
 )  # fmt: skip
 def test_what_an_error_says_of_its_runner(said: str, died: bool) -> None:
     assert runner_died(json.dumps({"error": said}).encode()) is died
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        ('{"model":"m"}', (PullAsk("m:latest", insecure=False), True)),
+        ('{"name":"m:1b"}', (PullAsk("m:1b", insecure=False), True)),
+        ('{"model":"m","name":"","stream":false}', (PullAsk("m:latest", insecure=False), False)),
+        ('{"model":"m","insecure":true,"stream":true}', (PullAsk("m:latest", insecure=True), True)),
+        ('{"model":"m","username":"u"}', None),
+        ('{"Model":"m"}', None),
+        ('{"model":null}', None),
+        ('{"model":"m","stream":null}', None),
+        ("[]", None),
+        ("m", None),
+        ("", None),
+        ("\udcff", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_what_a_pull_asks_for_and_which_are_out_of_the_ordinary(body: str, asks: object) -> None:
+    assert read_pull(body.encode("utf-8", "surrogateescape")) == asks
