@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from supervisor.placement import CPU, Placement
 from supervisor.usage import Usage, UsageMeter
 from supervisor.wanted import QuarantineFile, WantedFile
 from supervisor.ward import Ward
+from supervisor.words import Trouble
 from tests.fakes.house import FakeHouse, fake_house, until
 
 A = "GPU-aaaa"
@@ -129,8 +131,9 @@ async def test_the_primary_says_what_the_store_is_doing(tmp_path: Path) -> None:
         assert it.operator.primary()["store"] is None
         it.fake.store.progress = "pulling m: 5 %"
         assert it.operator.primary()["store"] == "pulling m: 5 %"
-        it.fake.store.problem = "m cannot be pulled"
-        assert it.operator.primary()["store"] == "m cannot be pulled"
+        it.fake.store.progress = None
+        it.fake.store.trouble = Trouble("m cannot be pulled", datetime.now(UTC), "tried once", "next try in 1 s")
+        assert it.operator.primary()["store"] == "m cannot be pulled; tried once, next try in 1 s"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Required models are brought in through the primary: there already, pulled, or created from a recipe."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from supervisor import restart, store
 from supervisor.errors import ModelUnavailable
 from supervisor.events import EventLog
 from supervisor.probe import Prober
-from supervisor.store import ModelStore, full_name
-from tests.fakes.fake_ollama import add_model, write_control
+from supervisor.store import ModelStore, PullProgress, full_name
+from tests.fakes.fake_ollama import MODEL_BYTES, add_model, write_control
 from tests.fakes.house import fake_environ
 from tests.fakes.serving import FAKE_OLLAMA, Fake, free_port, serving
 
@@ -86,7 +88,8 @@ async def test_missing_models_are_pulled(tmp_path: Path) -> None:
     async with kept(tmp_path) as it:
         await it.keep("new", "there", "other:1b")
         assert await it.stored() == frozenset({"there:latest", "new:latest", "other:1b"})
-        assert it.happened() == ["model_missing", "model_present"] * 2
+        happened = [event for event in it.happened() if event != "model_pull"]
+        assert happened == ["model_missing", "model_present"] * 2
         assert (it.store.problem, it.store.progress) == (None, None)
 
 
@@ -110,10 +113,14 @@ async def test_a_pull_that_fails_is_tried_again_until_it_works(tmp_path: Path) -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.keep, "new")
             with trio.fail_after(30):
-                while it.happened().count("model_unavailable") < 2:
+                wording = r"new:latest cannot be pulled: no route to the registry; tried \d+ times, next try in \d+ s"
+                while not re.fullmatch(wording, it.store.problem or ""):
                     await trio.sleep(0.005)
-            problem = it.store.problem or ""
-            assert problem.startswith("new:latest cannot be pulled: no route to the registry; next try in")
+            trouble = it.store.trouble
+            assert trouble is not None
+            assert (trouble.what, trouble.since.tzinfo) == (
+                "new:latest cannot be pulled: no route to the registry", UTC,
+            )  # fmt: skip
             it.fake.behaves()
             with trio.fail_after(30):
                 await it.store.wait_present()
@@ -121,6 +128,84 @@ async def test_a_pull_that_fails_is_tried_again_until_it_works(tmp_path: Path) -
         assert "new:latest" in (await it.stored() or ())
         first, second, *_ = (e for e in it.events.newest() if e["event"] == "model_unavailable")
         assert second["retry_in_s"] >= first["retry_in_s"]
+        assert (first["tried"], second["tried"]) == (1, 2)
+        assert first["at"][:10] <= trouble.since.isoformat()
+        assert it.store.trouble is None
+
+
+async def test_a_pull_tells_of_its_start_its_tenths_and_its_end(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        await it.keep("new")
+        told = [event for event in it.events.newest() if event["event"] == "model_pull"]
+        assert [event["phase"] for event in told] == ["started", *["under way"] * 4, "complete"]
+        assert [event["percent"] for event in told[1:]] == [25, 50, 75, 100, 100]
+        assert (told[-1]["done_bytes"], told[-1]["total_bytes"]) == (MODEL_BYTES, MODEL_BYTES)
+
+
+async def test_two_who_ask_for_the_same_model_pull_it_once(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_s=0.2)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(it.store.bring_in, "new")
+                nursery.start_soon(it.store.bring_in, "new:latest")
+                nursery.start_soon(it.store.bring_in, "other")
+        started = [event["model"] for event in it.events.newest() if event.get("phase") == "started"]
+        assert sorted(started) == ["new:latest", "other:latest"]
+
+
+async def test_a_failed_pull_fails_for_all_who_asked(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_s=0.1, pull_error="no space left")
+        reasons: list[str] = []
+
+        async def ask() -> None:
+            with pytest.raises(ModelUnavailable) as caught:
+                await it.store.bring_in("new")
+            reasons.append(str(caught.value))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                nursery.start_soon(ask)
+        assert reasons == ["new:latest cannot be pulled: no space left"] * 2
+        assert it.happened().count("model_pull") >= 1
+        assert it.happened().count("model_missing") == 1
+
+
+async def test_a_pull_whose_first_asker_leaves_is_taken_over(tmp_path: Path) -> None:
+    async with kept(tmp_path) as it:
+        it.fake.behaves(pull_s=60)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                leaving = trio.CancelScope()
+
+                async def leaver() -> None:
+                    with leaving:
+                        await it.store.bring_in("new")
+
+                nursery.start_soon(leaver)
+                while "model_pull" not in it.happened():
+                    await trio.sleep(0.005)
+                nursery.start_soon(it.store.bring_in, "new")
+                it.fake.behaves()
+                leaving.cancel()
+        assert "new:latest" in (await it.stored() or ())
+
+
+def test_the_share_of_a_pull_counts_all_layers_and_tells_each_tenth_once() -> None:
+    def line(digest: str, done: int, total: int) -> dict[str, object]:
+        return {"digest": digest, "completed": done, "total": total}
+
+    share = PullProgress()
+    assert not share.take({"status": "pulling manifest"})
+    assert share.percent == 0
+    assert not share.take({"digest": "small", "total": 10})
+    assert share.take(line("small", 10, 10))
+    assert not share.take(line("large", 0, 990))  # the whole grew: 1 % of it is there
+    told = [share.percent for done in range(0, 991, 10) if share.take(line("large", done, 990))]
+    assert told == list(range(10, 101, 10))
+    assert (share.done_bytes, share.total_bytes) == (1000, 1000)
 
 
 async def test_a_primary_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
@@ -129,7 +214,8 @@ async def test_a_primary_that_does_not_answer_is_asked_again(tmp_path: Path) -> 
     with trio.move_on_after(0.3):
         await it.keep(("m",), lambda: 0.5)
     assert it.problem is not None
-    assert it.problem.startswith("the primary does not answer /api/tags")
+    assert it.problem.startswith("the primary does not answer /api/tags; tried ")
+    assert it.trouble is not None
     with trio.move_on_after(0.05) as waiting:
         await it.wait_present()
     assert waiting.cancelled_caught
