@@ -1,10 +1,11 @@
 """The fake Ollama answers like Ollama, and fails as its control file says."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.fakes.chimera import wait_for
 from tests.fakes.fake_ollama import gpu_line, keep_alive_s, max_seen, write_control
 from tests.fakes.serving import FAKE_OLLAMA, Fake, serving
 
@@ -163,13 +165,13 @@ def test_faults_can_be_limited_to_the_first_requests(fresh: Fake) -> None:
 
 
 def test_the_most_requests_at_once_are_written_down(fresh: Fake, tmp_path: Path) -> None:
-    fresh.behaves(first_token_s=0.2, max_seen_file=str(tmp_path / "seen"))
-    clients = [threading.Thread(target=generate, args=(fresh,)) for _ in range(3)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    assert max_seen(tmp_path / "seen") == {httpx.URL(fresh.url).port: 3}
+    fresh.behaves(hang_after=0, max_seen_file=str(tmp_path / "seen"))
+    port, body = httpx.URL(fresh.url).port or 0, json.dumps(PROMPT)
+    ask = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    with contextlib.ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(ask)
+        wait_for(lambda: max_seen(tmp_path / "seen") == {port: 3})
 
 
 def test_a_killed_runner_ends_its_stream_with_an_error_and_is_started_again(fake: Fake) -> None:
