@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import click
 import httpx
@@ -213,14 +214,45 @@ _verb("restart", "Drain a worker and start it again.")
 @command
 def logs_(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
     """Print the log of a worker, or of the primary."""
+    _stream(env_file, f"/admin/instances/{worker_id}/logs?n={count}&follow={int(follow)}", click.echo)
+
+
+@main.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on as things happen.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object a line.")
+@click.pass_obj
+@command
+def events(env_file: Path, follow: bool, as_json: bool) -> None:
+    """Print what happened: every change of a worker or GPU with its cause."""
+
+    def say(line: str) -> None:
+        click.echo(line if as_json else show.event(json.loads(line)))
+
+    _stream(env_file, f"/admin/events?follow={int(follow)}", say)
+
+
+def _stream(env_file: Path, path: str, say: Callable[[str], None]) -> None:
     settings = settings_from(env_file, os.environ)
-    path = f"/admin/instances/{worker_id}/logs?n={count}&follow={int(follow)}"
     with _client(settings) as client, _connected(settings), client.stream("GET", path, timeout=None) as answer:
         if answer.status_code >= 400:
             answer.read()
             _checked(answer)
         for line in answer.iter_lines():
-            click.echo(line)
+            say(line)
+
+
+def _gpu_verb(name: str, text: str) -> None:
+    @main.command(name, help=text)
+    @click.argument("gpu", metavar="GPU")
+    @click.pass_obj
+    @command
+    def order(env_file: Path, gpu: str) -> None:
+        row = _post(settings_from(env_file, os.environ), f"/admin/gpus/{quote(gpu, safe='')}/{name}", None)
+        click.echo(f"GPU {row['index']} {row['uuid']}  {row['verdict']}")
+
+
+_gpu_verb("quarantine", "Take a GPU out of use: its workers are drained and stopped, until it is released.")
+_gpu_verb("release", "Let a quarantined GPU be used again.")
 
 
 @main.command()

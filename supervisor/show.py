@@ -103,6 +103,14 @@ def gpus(answer: Row) -> RenderableType:
     return Group(table, *told) if told else table
 
 
+def event(row: Row) -> str:
+    """Return one event as a line for people: when, what, and everything that it tells."""
+    rest = {key: value for key, value in row.items() if key not in ("at", "event", "cause") and value is not None}
+    told = " ".join(f"{key}={value}" for key, value in rest.items())
+    what = str(row["event"]).replace("_", " ")
+    return f"{_clock(row['at'])}  {what:24}  {told}" + (f"  {row['cause']}" if row.get("cause") else "")
+
+
 def watch(render: Callable[[], RenderableType]) -> None:
     """Show what `render` returns, anew each second, until Ctrl-C."""
 

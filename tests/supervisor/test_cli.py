@@ -324,6 +324,22 @@ def test_orders_name_their_worker(asks: Chimera, gateway: Gateway, verb: str) ->
     assert asks(verb, "w1").stdout == "w1  CORDONED\n"
 
 
+@pytest.mark.parametrize(("verb", "verdict"), [("quarantine", "quarantined"), ("release", "well")])
+def test_orders_name_their_gpu(asks: Chimera, gateway: Gateway, verb: str, verdict: str) -> None:
+    row = {"index": 0, "uuid": "GPU-a", "verdict": verdict}
+    gateway.says(f"POST /admin/gpus/0%3A1/{verb}", row, 202)
+    assert asks(verb, "0:1").stdout == f"GPU 0 GPU-a  {verdict}\n"
+
+
+def test_events_are_lines_for_people_or_for_programs(asks: Chimera, gateway: Gateway) -> None:
+    event = {"at": "2001-02-03T04:05:06.789+00:00", "event": "worker_hung", "worker": "w1", "cause": "it is stopped"}
+    gateway.says("GET /admin/events?follow=0", (json.dumps(event) + "\n").encode())
+    (line,) = asks("events").stdout.splitlines()
+    assert line.startswith("2001-02-03")
+    assert line.split("  ")[1:] == ["worker hung", *[""] * 6, " worker=w1", "it is stopped"]
+    assert json.loads(asks("events", "--json").stdout) == event
+
+
 def test_logs_are_printed(asks: Chimera, gateway: Gateway) -> None:
     gateway.says("GET /admin/instances/w1/logs?n=5&follow=0", "one\nzwölf\n".encode())
     assert asks("logs", "w1", "-n", "5").stdout == "one\nzwölf\n"
