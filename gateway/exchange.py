@@ -87,11 +87,17 @@ class WorkerWatch(Protocol):
         not to blame.
         """
 
+    def runner_died(self, worker_id: str, ready_at: float) -> None:
+        """An answer of that life of the worker said that its runner died."""
+
 
 class _Unwatched:
     """Nobody wants to know."""
 
     def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
+        """Nobody to tell."""
+
+    def runner_died(self, worker_id: str, ready_at: float) -> None:
         """Nobody to tell."""
 
 
@@ -167,8 +173,10 @@ class Exchange:
             lease.worker.progress_at = trio.current_time()
             if answer.status == 500 or first.startswith(ERROR_STARTS):
                 first = await _error_part(answer, first)
-                if runner_died(first[:ERROR_BYTES]) and tries.after_runners_death(others=others):
-                    raise RunnerDied(f"{lease.worker_id} answered that its runner died")
+                if runner_died(first[:ERROR_BYTES]):
+                    self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
+                    if tries.after_runners_death(others=others):
+                        raise RunnerDied(f"{lease.worker_id} answered that its runner died")
             elif answer.status < 400:
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
             self.metrics.first_byte(trio.current_time() - request.arrived)
@@ -214,8 +222,18 @@ class Exchange:
             await _end_broken(request, answer, reply, fault, last)
             return
         if lease is not None:
-            self.metrics.tokens(*tokens_of(before + last if len(last) < TAIL_BYTES else last))
+            self._look_at_end(request, before + last if len(last) < TAIL_BYTES else last, lease)
         await reply.end()
+
+    def _look_at_end(self, request: Request, tail: bytes, lease: Lease) -> None:
+        """Count the tokens of an answer, or that it ended with an error line of the worker's own."""
+        self.metrics.tokens(*tokens_of(tail))
+        end = tail.rstrip().rpartition(b"\n")[2]
+        if end.startswith(ERROR_STARTS):
+            log.warning("answer broken", request=request.id, worker=lease.worker_id, cause="the worker said an error")
+            self.metrics.broken()
+            if runner_died(end[:ERROR_BYTES]):
+                self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
 
 
 def own_headers(request: Request) -> Headers:

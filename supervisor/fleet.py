@@ -166,6 +166,12 @@ class Fleet:
         if worker is not None:
             worker.stalled(ready_at, phase, silent_s)
 
+    def runner_died(self, worker_id: str, ready_at: float) -> None:
+        """Take the gateway's word that an answer said so."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            worker.runner_died(ready_at)
+
     def _placed_on(self, uuid: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.placement == uuid]
 

@@ -129,9 +129,16 @@ class Standing:
 
     def stalled(self, ready_at: float, phase: str, silent_s: float) -> None:
         """A request of the life that became ready at `ready_at` made no progress for so long."""
-        same_life = self.ready_since is not None and abs(self.ready_since - ready_at) < SAME_LIFE_S
-        if same_life and self.watch is not None:
+        if self._is_life_of(ready_at) and self.watch is not None:
             self.watch.stalled(phase, silent_s)
+
+    def runner_died(self, ready_at: float) -> None:
+        """An answer of the life that became ready at `ready_at` said that its runner died."""
+        if self._is_life_of(ready_at) and self.watch is not None:
+            self.watch.runner_died()
+
+    def _is_life_of(self, ready_at: float) -> bool:
+        return self.ready_since is not None and abs(self.ready_since - ready_at) < SAME_LIFE_S
 
     def _set(self, *, wish: Wish | None = None, goal: Goal | None = None, force: bool | None = None) -> None:
         self.wish = wish or self.wish

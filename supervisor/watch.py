@@ -100,6 +100,7 @@ class Watch:
     _loaded_since: float = math.inf
     _runner_seen: bool = False
     _runners: frozenset[int] = frozenset()
+    _lost: frozenset[int] | None = None  # the runners that have been reported
     _not_chat: frozenset[str] = frozenset()
     _avoided: bool = False
     _recycling: bool = False
@@ -131,6 +132,12 @@ class Watch:
             self._stalls = 1
         self._stall = Stall(phase, silent_s, now)
         self._record("worker_stalled", phase=phase, silent_s=round(silent_s, 1))
+
+    def runner_died(self) -> None:
+        """Take the gateway's word that a runner ended under a request. Ollama starts another; said once a runner."""
+        if self._runners != self._lost:
+            self._lost = self._runners
+            self._record("runner_lost", level="warning", cause="its runner ended under a request")
 
     def serves(self) -> None:
         """The worker has just become ready: what is known of the place it computes in holds for its leases too."""

@@ -19,6 +19,7 @@ class Hall:
         self.upstream = Upstream(first_byte_timeout_s=1000.0, stall_timeout_s=1000.0)
         self.metrics = Metrics()
         self.silences: list[tuple[str, float, str, float]] = []
+        self.deaths: list[str] = []
         self.exchange = Exchange(self.admission, self.upstream, self.metrics, primary_port=1, watch=self)
         self._nursery = nursery
         self._draws = 0.0
@@ -30,6 +31,10 @@ class Hall:
     def no_progress(self, worker_id: str, ready_at: float, phase: str, silent_s: float) -> None:
         """The exchange's `WorkerWatch`."""
         self.silences.append((worker_id, ready_at, phase, silent_s))
+
+    def runner_died(self, worker_id: str, ready_at: float) -> None:
+        """The exchange's `WorkerWatch`."""
+        self.deaths.append(worker_id)
 
     def patience(self, *, first_byte_timeout_s: float = 1000.0, stall_timeout_s: float = 1000.0) -> None:
         self.upstream._first_byte_timeout_s = first_byte_timeout_s

@@ -228,6 +228,17 @@ async def test_a_request_whose_runner_died_is_answered_by_another_worker(hall: H
     await hall.worker("b", streams(LINE))
     reply = await ask(hall)
     assert (reply.status, reply.body, reply.header("x-chimera-attempts")) == (200, LINE, "2")
+    assert hall.deaths == ["a"]
+
+
+@pytest.mark.parametrize(("text", "deaths"), [(DIED, ["a"]), ("the prompt is too long", [])])
+async def test_an_error_at_an_answers_end_is_counted_and_a_dead_runner_told(
+    hall: Hall, text: str, deaths: list[str]
+) -> None:
+    await hall.worker("a", streams(LINE, json.dumps({"error": text}).encode() + b"\n"))
+    await ask(hall)
+    assert hall.deaths == deaths
+    assert b"chimera_broken_answers_total 1.0" in hall.metrics.render(0, [], [])
 
 
 async def test_the_only_worker_whose_runner_died_is_asked_once_more(hall: Hall) -> None:

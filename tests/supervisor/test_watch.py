@@ -139,6 +139,20 @@ async def test_a_runner_that_died_idle_is_noticed_and_its_model_loaded_again(
         assert (world.loads_asked, it.restarts) == (loads + 1, 0)
 
 
+async def test_a_runner_that_died_under_requests_is_told_once(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    world = World()
+    async with serving(world, tmp_path) as it:
+        await trio.sleep(30)
+        assert it.ready_since is not None
+        for _ in range(4):  # as many answers as were under way say so
+            it.runner_died(it.ready_since)
+        it.runner_died(it.ready_since - 100)
+        assert world.names() == ["runner_lost"]
+        assert it.restarts == 0
+
+
 async def test_a_model_that_does_not_go_is_ended_with_its_worker(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
