@@ -171,7 +171,7 @@ class Exchange:
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
             first = await answer.read()
             lease.worker.progress_at = trio.current_time()
-            if answer.status == 500 or first.startswith(ERROR_STARTS):
+            if answer.status == 500 or (answer.status < 400 and first.startswith(ERROR_STARTS)):
                 first = await _error_part(answer, first)
                 if runner_died(first[:ERROR_BYTES]):
                     self._watch.runner_died(lease.worker_id, lease.worker.ready_at)

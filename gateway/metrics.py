@@ -23,7 +23,9 @@ class Metrics:
         self._wait = Histogram(
             "chimera_queue_wait_seconds", "Time spent waiting for a slot", buckets=_SECONDS, **common
         )
-        self._retries = Counter("chimera_retries_total", "Requests given to another worker", **common)
+        self._retries = Counter(
+            "chimera_retries_total", "Requests tried again before their client saw anything", **common
+        )
         self._broken = Counter("chimera_broken_answers_total", "Answers that ended before they were complete", **common)
         self._tokens = Counter("chimera_tokens_total", "Tokens that the workers counted", ["kind"], **common)
         self._queue = Gauge("chimera_queue_depth", "Tickets waiting for a slot", **common)
@@ -69,7 +71,7 @@ class Metrics:
         self._tokens.labels("answer").inc(answer)
 
     def retried(self) -> None:
-        """A request is given to another worker."""
+        """A request is tried again, nearly always by another worker."""
         self._retries.inc()
 
     def broken(self) -> None:

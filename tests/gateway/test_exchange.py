@@ -274,6 +274,14 @@ async def test_what_is_the_models_own_fault_is_passed_on(hall: Hall, form: str, 
     assert (reply.header("x-chimera-worker"), reply.header("x-chimera-attempts"), reply.ended) == ("a", "1", True)
 
 
+@pytest.mark.parametrize("status", [400, 404])
+async def test_a_refusal_is_not_taken_for_a_dead_runner_whatever_it_says(hall: Hall, status: int) -> None:
+    said = b'{"error":"unexpected EOF"}'  # also what Ollama says of a body cut short
+    await hall.worker("a", says(said, status=status))
+    await hall.worker("b", streams(b"never asked"))
+    assert ((await ask(hall)).body, hall.admission.inflight("b")) == (said, 0)
+
+
 async def test_only_the_beginning_of_an_error_is_looked_at(hall: Hall) -> None:
     said = b'{"error":"%s' % (b"x" * ERROR_BYTES) + DIED.encode() + b'"}'
     await hall.worker("a", says(said, status=500))
