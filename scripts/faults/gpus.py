@@ -139,7 +139,7 @@ SCENARIOS = (
     Scenario("Xid 94", "fake", lambda trial: xid_of_an_application(trial, 94), gpus=True, cuts=True),
     Scenario("Xid 79", "fake", xid_79, gpus=True, cuts=True),
     Scenario("GPU lost and back", "fake", gpu_lost_and_back, gpus=True, cuts=True),
-    Scenario("NVML hung for 60 s", "fake", nvml_hung, gpus=True),
+    Scenario("NVML hung for 60 s", "fake", nvml_hung, gpus=True, slow=True),
     Scenario("driver mismatch", "fake", driver_mismatch, {"WORKERS": "cpu=1"}, gpus=True, begins=False),
     Scenario("silent CPU fallback", "fake", silent_cpu_fallback, gpus=True, cuts=True),
 )

@@ -28,6 +28,7 @@ class Scenario:
 
     `cuts`: it strikes answers under way. `tokens`: how long an answer of real Ollama is. `resend`: clients ask again
     when there is no gateway. `begins`: Chimera and the load run already when `play` begins. `quick`: a test too.
+    `slow`: it takes a minute or more, and begins before the others.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Scenario:
     resend: bool = False
     begins: bool = True
     quick: bool = False
+    slow: bool = False
     model: str = "tiny"
 
 

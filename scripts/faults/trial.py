@@ -51,8 +51,10 @@ class Trial(Stage):
         ) as error:
             self.row.broken.append(f"it could not go on: {error if isinstance(error, Stuck) else repr(error)}")
         finally:
-            self.load.end()
-            self.chimera.clean_up()
+            try:
+                self.load.end()
+            finally:
+                self.chimera.clean_up()
         return self.row
 
     def _take_down(self) -> None:
