@@ -45,6 +45,7 @@ def xid_79(trial: Trial) -> None:
     trial.expect("the GPU in quarantine", lambda: _gpu(trial, GPU_A)["verdict"] == "quarantined")
     gone = lambda: all(row["state"] not in ("IDLE", "BUSY") for row in _rows_on(trial, GPU_A))  # noqa: E731
     trial.expect("no ready worker on it", gone)
+    trial.told("the GPU", _gpu(trial, GPU_A))
     trial.good_again(ready=1)
     trial.driver.set(GPU_A, XID, 0)
     trial.chimera.client.post(f"/admin/gpus/{GPU_A}/release").raise_for_status()
@@ -108,6 +109,7 @@ def driver_mismatch(trial: Trial) -> None:
         return row["state"] not in ("IDLE", "BUSY") and "version" in text
 
     trial.detect_state("the GPU's worker waits and says why", said, 10.0)
+    trial.told("w2", trial.chimera.instance("w2"))
     trial.good_again("w1", ready=1)
     trial.driver.says("init", 0)  # the reboot
     trial.good_again("w2", within_s=GPU_BACK_S, from_s=trial.since_s())
@@ -123,6 +125,7 @@ def silent_cpu_fallback(trial: Trial) -> None:
     trial.detect("worker_degraded", worker=worker, within_s=60.0)
     shown = lambda: trial.chimera.instance(worker).get("degraded") is True  # noqa: E731
     if trial.expect("it is shown as degraded", shown, 10.0):
+        trial.told(worker, trial.chimera.instance(worker))
         restarts = trial.chimera.instance(worker)["restarts"] - before
         trial.note(f"{restarts} restarts, one of them ordered")
         if restarts != 2:

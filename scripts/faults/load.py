@@ -36,11 +36,17 @@ class Asked:
 class Load:
     """Clients in threads of their own. Streamed and unary requests take turns."""
 
-    def __init__(self, url: str, model: str, *, clients: int, tokens: int, resend: bool = False) -> None:
-        """`tokens`: how long an answer is. `resend`: a client that finds no gateway asks again, as a good one does."""
+    def __init__(
+        self, url: str, model: str, *, clients: int, tokens: int, resend: bool = False, unary: bool = True
+    ) -> None:
+        """`tokens`: how long an answer is. `resend`: a client that finds no gateway asks again, as a good one does.
+
+        `unary`: every second request is no stream.
+        """
         self.outcomes: list[Outcome] = []
         self.under_way: dict[int, Asked] = {}
-        self._url, self._model, self._tokens, self._resend = url, model, tokens, resend
+        self._url, self._model, self._tokens = url, model, tokens
+        self._resend, self._unary = resend, unary
         self._numbers = itertools.count(1)
         self._going, self._ended = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(clients)]
@@ -88,7 +94,7 @@ class Load:
         # Prompts differ from their first word on: a shared beginning would be a reason to share a worker.
         turn = next(self._numbers)
         body = {
-            "model": self._model, "prompt": f"{turn}. Count from one to ten.", "stream": turn % 2 == 0,
+            "model": self._model, "prompt": f"{turn}. Count from one to ten.", "stream": turn % 2 == 0 or not self._unary,
             "options": {"num_predict": self._tokens, "temperature": 0},
         }  # fmt: skip
         asked = self.under_way[number] = Asked()

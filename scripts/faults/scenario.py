@@ -28,7 +28,7 @@ class Scenario:
 
     `cuts`: it strikes answers under way. `tokens`: how long an answer of real Ollama is. `resend`: clients ask again
     when there is no gateway. `begins`: Chimera and the load run already when `play` begins. `quick`: a test too.
-    `slow`: it takes a minute or more, and begins before the others.
+    `slow`: it takes a minute or more, and begins before the others. `unary`: every second request is no stream.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Scenario:
     begins: bool = True
     quick: bool = False
     slow: bool = False
+    unary: bool = True
     model: str = "tiny"
 
 

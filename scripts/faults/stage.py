@@ -57,7 +57,7 @@ class Stage:
         real = scenario.kind == "real"
         self.load = Load(
             self.chimera.url, MODEL if real else scenario.model, clients=3 if real else 4, tokens=scenario.tokens,
-            resend=scenario.resend,
+            resend=scenario.resend, unary=scenario.unary,
         )  # fmt: skip
         if not real:
             Path(self.chimera.env["OLLAMA_MODELS"]).mkdir()

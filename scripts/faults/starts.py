@@ -98,6 +98,7 @@ def crash_loop(trial: Trial) -> None:
     looped_s = max(1.0, trial.since_s())
     share, grown = (cpu_s(pid) - cpu_before_s) / looped_s, logs.stat().st_size - log_before
     trial.note(f"{row['restarts']} starts in {looped_s:.0f} s: CPU {share:.0%} of a core, log {grown // 1024} KiB")
+    trial.told("w1", row)
     if took and row["last_exit"]["code"] != 7:
         trial.broken(f"last_exit says {row['last_exit']['code']}, not 7")
     if grown > LOOP_LOG_BYTES or share > LOOP_CPU_SHARE:

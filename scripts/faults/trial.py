@@ -111,6 +111,13 @@ class Trial(Stage):
             self.broken(f"not within {within_s:g} s: {what}")
         return found
 
+    def told(self, what: str, row: Json) -> None:
+        """Hold a row of the admin API to saying what is wrong, since when, what was tried and what happens next."""
+        trouble = row.get("trouble") or {}
+        missing = [name for name in ("what", "since", "tried", "next") if not trouble.get(name)]
+        if missing:
+            self.broken(f"the row of {what} does not say: {', '.join(missing)}")
+
     def replaced(self, worker: str, *, within_s: float | None = None) -> None:
         """Wait for the worker's next process, and note when it started."""
         since = self.moment.boot
