@@ -93,8 +93,9 @@ class Load:
     def _ask(self, client: httpx.Client, number: int) -> Outcome:
         # Prompts differ from their first word on: a shared beginning would be a reason to share a worker.
         turn = next(self._numbers)
+        stream = turn % 2 == 0 or not self._unary
         body = {
-            "model": self._model, "prompt": f"{turn}. Count from one to ten.", "stream": turn % 2 == 0 or not self._unary,
+            "model": self._model, "prompt": f"{turn}. Count from one to ten.", "stream": stream,
             "options": {"num_predict": self._tokens, "temperature": 0},
         }  # fmt: skip
         asked = self.under_way[number] = Asked()
