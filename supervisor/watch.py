@@ -170,10 +170,13 @@ class Watch:
     async def _take_inventory(self) -> None:
         while True:
             await _beat(PS_INTERVAL_S)
-            loaded = await self.house.prober.ps(self.port)
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if loaded is not None and self.serving():
-                self._read_inventory(loaded)
+            await self._look_at_models()
+
+    async def _look_at_models(self) -> None:
+        loaded = await self.house.prober.ps(self.port)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if loaded is not None and self.serving():
+            self._read_inventory(loaded)
 
     def _read_inventory(self, loaded: tuple[Loaded, ...]) -> None:
         now = trio.current_time()
@@ -292,7 +295,9 @@ class Watch:
         return None
 
     async def _ask_one_token(self) -> None:
-        stall, model, began = self._stall, self._candidate(), trio.current_time()
+        stall, began = self._stall, trio.current_time()
+        await self._look_at_models()  # what is loaded, and until when, is to be true now
+        model = self._candidate()
         timeout_s = min(CANARY_TIMEOUT_S, self.house.settings.first_byte_timeout_s)
         if model is None:
             if stall is not None and self._stalls > 1:
