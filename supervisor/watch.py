@@ -95,7 +95,8 @@ class Watch:
     _placement: Finding | None = None
     _unproven: Finding | None = None
     _stall: Stall | None = None
-    _stalls: int = 0
+    _stalls: int = 0  # in a row, with no byte of any answer between them
+    _stalled_at: float = -math.inf
     _proven_at: float = -math.inf
     _loaded_since: float = math.inf
     _runner_seen: bool = False
@@ -125,12 +126,8 @@ class Watch:
     def stalled(self, phase: str, silent_s: float) -> None:
         """Take the gateway's word that a real request made no progress."""
         now = trio.current_time()
-        progress_at = self._progress_at()
-        if self._stall is not None and (progress_at is None or progress_at < self._stall.at):
-            self._stalls += 1
-        else:
-            self._stalls = 1
-        self._stall = Stall(phase, silent_s, now)
+        self._stalls = 1 if self._progressed_since(self._stalled_at) else self._stalls + 1
+        self._stall, self._stalled_at = Stall(phase, silent_s, now), now
         self._record("worker_stalled", phase=phase, silent_s=round(silent_s, 1))
 
     def runner_died(self) -> None:
@@ -185,17 +182,17 @@ class Watch:
         if names != frozenset(model.name for model in self.loaded):
             self._loaded_since = now
         self.loaded = loaded
-        if self._runner_seen or not self._usage():
+        usage = self._usage()
+        if usage is None or usage.runner_pids or not self._runners:  # else what is listed has lost its runner
             self.holds(names)
         self._check_placement(now)
-        usage = self._usage()
         if usage is not None and usage.private_bytes is not None:
             self.memory = (self.memory or MemoryTrack()).sampled(now, usage.private_bytes, self._vram_bytes())
 
     def _check_placement(self, now: float) -> None:
         """Compare what /api/ps and NVML say with where the worker was placed (ollama#14258)."""
         usage = self._usage()
-        if self.spec.placement == CPU or usage is None or not self.loaded:
+        if self.spec.placement == CPU or usage is None or not self.loaded or self._recycling:
             self._placement = None
             return
         gpu, foreign = _on_gpus(self.house.gpus.reading, self.spec.placement)
@@ -300,9 +297,10 @@ class Watch:
         model = self._candidate()
         timeout_s = min(CANARY_TIMEOUT_S, self.house.settings.first_byte_timeout_s)
         if model is None:
+            # Nothing can be asked of it. One stalled request may be at fault itself, a second one in a row is not.
             if stall is not None and self._stalls > 1:
                 self._unproven = Finding("hung", _stalled(stall), stall.at, Step.RESTART)
-            self._proven_at = began  # nothing can be asked of it
+            self._proven_at, self._stall = began, None
             return
         keep_alive = _keep_alive(model.expires_at, datetime.now(UTC))
         try:
@@ -371,12 +369,15 @@ class Watch:
                 self._record("restart_put_off", level="warning", cause=finding.what)
             self.put_off = True
             return ""
-        if finding.kind == "misplaced":
-            self.placed.restarts += 1
         since_s = round(now - finding.since, 1)
         said = before is None or before.step is not Step.RESTART or self.put_off
         if said:
             self._record(f"worker_{finding.kind}", level="warning", cause=finding.what, for_s=since_s)
+        if finding.kind == "misplaced":  # slow, not broken: its answers may end first
+            self.placed.restarts += 1
+            self._recycling, self._placement = True, None
+            self.recycle(finding.what)
+            return ""
         return finding.what
 
     def _avoid(self) -> None:

@@ -211,6 +211,22 @@ async def test_a_gpu_worker_on_the_cpu_is_restarted_once_then_shown_and_avoided(
         assert "chimera restart w1" in trouble.next
 
 
+async def test_a_misplaced_worker_lets_its_answers_end_before_it_is_restarted(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    world = World()
+    async with serving(world, tmp_path, CARD, DRAIN_TIMEOUT_S="1000") as it:
+        world.leases.hold("w1")
+        world.vram = 0
+        await moment_of(world, "worker_misplaced")
+        await trio.sleep(100)
+        assert (it.state, it.restarts) == (State.DRAINING, 0)
+        assert "worker_degraded" not in world.names()
+        world.leases.free("w1")
+        await moment_of(world, "worker_degraded")
+        assert it.restarts == 1
+
+
 async def test_a_worker_that_nvml_does_not_show_is_misplaced(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -259,6 +275,24 @@ async def test_a_stalled_worker_that_gives_no_token_is_restarted(
         world.tokens = True
         await until(it, State.BACKOFF)
         await until(it, State.READY)
+
+
+async def test_where_no_token_can_be_asked_one_stall_is_forgiven_and_a_second_in_a_row_is_not(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    world = World(generates=False)
+    async with serving(world, tmp_path) as it:
+        await trio.sleep(30)
+        assert it.ready_since is not None
+        it.stalled(it.ready_since, "stall", 120.0)
+        await moment_of(world, "worker_trusted")
+        assert trusted(world)
+        world.leases.byte("w1")
+        it.stalled(it.ready_since, "stall", 120.0)
+        await trio.sleep(30)
+        assert it.restarts == 0, "an answer came between the two"
+        it.stalled(it.ready_since, "stall", 120.0)
+        await moment_of(world, "worker_hung")
 
 
 async def test_a_stall_of_an_older_life_is_nobodys_fault(
