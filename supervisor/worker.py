@@ -53,7 +53,7 @@ class Worker(Standing):
                     return
                 self.force = False
                 if self.goal is Goal.RESTART:
-                    self.goal = Goal.RUN
+                    self.goal, self.cause = Goal.RUN, None
                     self._move(Event.RESTART, cause=reason)
                 elif self.goal is Goal.QUARANTINE:
                     self._move(Event.QUARANTINE, cause=reason)
@@ -263,7 +263,7 @@ class Worker(Standing):
         elif self.goal is Goal.QUARANTINE:
             self._move(Event.QUARANTINE, cause=self.cause or "asked for")
         else:
-            self.goal = Goal.RUN
+            self.goal, self.cause = Goal.RUN, None
             if self._healed:
                 self.back_off = BackOff()
             self._move(Event.RETRY, cause="what it failed of may be gone" if self._healed else "its wait is over")
@@ -275,8 +275,8 @@ class Worker(Standing):
         if self.goal is Goal.REMOVE:
             self._move(Event.REMOVE, cause=self.cause or "asked for")
             return False
-        self.goal = Goal.RUN
-        self._move(Event.RELEASE, cause=self.cause or "asked for")
+        cause, self.goal, self.cause = self.cause or "asked for", Goal.RUN, None
+        self._move(Event.RELEASE, cause=cause)
         return True
 
     # -- small parts -------------------------------------------------------------------------------------------
