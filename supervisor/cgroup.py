@@ -46,14 +46,6 @@ class WorkerCgroup:
         except OSError:
             return []
 
-    def empty(self) -> bool:
-        """Say whether no process is in it."""
-        return not self.pids()
-
-    def oom_kills(self) -> int | None:
-        """Return how many of its processes were ended for want of memory; None without the memory controller."""
-        return oom_kills_in(self.path / "memory.events")
-
     def remove(self) -> None:
         """Remove it; one that still has a process stays."""
         with suppress(OSError):

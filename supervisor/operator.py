@@ -148,6 +148,7 @@ class Operator:
         return {
             "private_bytes": usage.private_bytes if worker.process else None,
             "growth_bytes_per_h": track.growth_bytes_per_h if track is not None else None,
+            "vram_growth_bytes_per_h": track.vram_growth_bytes_per_h if track is not None else None,
             "limit_bytes": self._fleet.memory_limit_bytes,
         }
 

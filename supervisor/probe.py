@@ -56,11 +56,6 @@ class Prober:
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
-    async def models(self, port: int) -> frozenset[str] | None:
-        """Return the names of the models loaded on `port`, or None when it gives no good answer in time."""
-        loaded = await self.ps(port)
-        return None if loaded is None else frozenset(model.name for model in loaded)
-
     async def stored(self, port: int) -> frozenset[str] | None:
         """Return the names of the models in the store, or None when the primary gives no good answer in time."""
         answer = await self._json(port, "/api/tags", PROBE_TIMEOUT_S)

@@ -52,10 +52,10 @@ async def test_an_ollama_says_its_version_its_models_and_its_store(prober: Probe
     with serving(tmp_path, model="tiny") as fake:
         port = int(fake.url.rsplit(":", 1)[1])
         assert await prober.version(port) == "0.5.4"
-        assert await prober.models(port) == frozenset()
+        assert await prober.ps(port) == ()
         assert await prober.stored(port) == frozenset({"tiny:latest"})
         await prober.load(port, "tiny", 5)
-        assert await prober.models(port) == frozenset({"tiny:latest"})
+        assert [model.name for model in await prober.ps(port) or ()] == ["tiny:latest"]
         assert await owns_port(fake.process.pid, port)
         assert not await owns_port(os.getpid(), port)
 
@@ -81,7 +81,7 @@ NO_GOOD_ANSWERS: list[tuple[bytes, str]] = [
 async def test_an_answer_that_is_not_ollamas_is_none(prober: Prober, body: bytes, status: str) -> None:
     async with answering(body, status=status) as port:
         assert await prober.version(port) is None
-        assert await prober.models(port) is None
+        assert await prober.ps(port) is None
         assert await prober.stored(port) is None
 
 
@@ -157,7 +157,7 @@ async def test_what_is_loaded_is_read_from_old_and_new_versions(prober: Prober, 
 @pytest.mark.parametrize("body", [b'{"models":null}', b'{"models":[]}'])
 async def test_nothing_loaded_is_an_answer_too(prober: Prober, body: bytes) -> None:
     async with answering(body) as port:
-        assert (await prober.ps(port), await prober.models(port)) == ((), frozenset())
+        assert await prober.ps(port) == ()
 
 
 # -- one token ----------------------------------------------------------------------------------------------------
