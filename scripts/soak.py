@@ -184,7 +184,7 @@ def prepared(folder: Path, workers: int) -> Any:
 
 def table(title: str, before: Cost, after: Cost) -> Table:
     """What was held before and after."""
-    made = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left", min_width=len(title))
     for name in ("", "before", "after"):
         made.add_column(name, justify="right" if name else "left")
     rows: Iterable[tuple[str, object, object]] = (

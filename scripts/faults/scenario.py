@@ -11,8 +11,8 @@ Kind = Literal["real", "fake"]
 
 # The watchdogs, short: a table of 30 faults is to take minutes.
 HANG_S, STALL_S, FIRST_BYTE_S, START_S, STOP_S, CANARY_S = 4.0, 4.0, 5.0, 2.5, 2.0, 3.0
-# A real model loads for seconds on two busy cores, and a request may wait for two loads.
-REAL_FIRST_BYTE_S, REAL_START_S = 40.0, 60.0
+# A real model loads for seconds on two busy cores, a request may wait for two loads, and a token for a load.
+REAL_FIRST_BYTE_S, REAL_STALL_S, REAL_START_S = 40.0, 12.0, 60.0
 HEAL_S = 30.0
 # Point 2 of the issue, and how much slower a loaded machine may be before the row counts as broken.
 NOTICED_S, REPLACED_S, SLACK = 0.05, 1.0, 4.0
@@ -53,14 +53,16 @@ def settings_of(scenario: Scenario, *, real_models: str, path: str) -> dict[str,
     `real_models` is the store that all real ones share, `path` a PATH without an `ollama` of the machine's own.
     """
     real = scenario.kind == "real"
-    first_byte_s, start_s = (REAL_FIRST_BYTE_S, REAL_START_S) if real else (FIRST_BYTE_S, START_S)
+    first_byte_s, stall_s, start_s = (
+        (REAL_FIRST_BYTE_S, REAL_STALL_S, REAL_START_S) if real else (FIRST_BYTE_S, STALL_S, START_S)
+    )
     env = {
         "WORKERS": "auto" if scenario.gpus else "cpu=2",
         "WORKER_SLOTS": "2",
         "STOP_TIMEOUT_S": f"{STOP_S:g}",
         "DRAIN_TIMEOUT_S": "5",
         "HANG_TIMEOUT_S": f"{HANG_S:g}",
-        "STALL_TIMEOUT_S": f"{STALL_S:g}",
+        "STALL_TIMEOUT_S": f"{stall_s:g}",
         "CANARY_AFTER_S": "0",
         "FIRST_BYTE_TIMEOUT_S": f"{first_byte_s:g}",
         "START_TIMEOUT_S": f"{start_s:g}",
