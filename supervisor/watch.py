@@ -166,7 +166,7 @@ class Watch:
 
     async def _take_inventory(self) -> None:
         while True:
-            await _beat(PS_INTERVAL_S)
+            await _beat(PS_INTERVAL_S, after_s=PROBE_INTERVAL_S / 2)  # not with a probe: it has the kept connection
             await self._look_at_models()
 
     async def _look_at_models(self) -> None:
@@ -415,9 +415,12 @@ class Watch:
         self.house.events.record(event, level=level, worker=self.spec.id, **fields)
 
 
-async def _beat(interval_s: float) -> None:
-    """Sleep to the next of the moments that all workers share: to be woken together costs a quarter of it."""
-    await trio.sleep_until((trio.current_time() // interval_s + 1) * interval_s)
+async def _beat(interval_s: float, after_s: float = 0.0) -> None:
+    """Sleep to the next of the moments that all workers share: to be woken together costs a quarter of it.
+
+    They are the multiples of the interval, each `after_s` later.
+    """
+    await trio.sleep_until(((trio.current_time() - after_s) // interval_s + 1) * interval_s + after_s)
 
 
 @dataclass(frozen=True, slots=True)
