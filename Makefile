@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
         --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run start-all stop-all status test-client test-gateway test test-faults soak check format lock setup-run setup-dev ollama
+.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak check format lock setup-run setup-dev ollama
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "Chimera: Ollama on every GPU of this machine, behind one address\n"} \
@@ -39,6 +39,9 @@ test: setup-dev ## Everything needed, then the whole test suite, real Ollama inc
 test-faults: setup-dev ## Break a running Chimera in 30 ways under load; a table of what followed (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
 	@$(BIN)/python scripts/test_faults.py $(ARGS)
+
+test-gpu: setup-dev ## On a machine with NVIDIA GPUs: pinning, NVML, Xids, quarantine on the real card (ARGS="--help")
+	@$(BIN)/python scripts/test_gpu.py $(ARGS)
 
 soak: setup-dev ## 2,000 restarts in a row, then 64 idle workers: what they cost Chimera (ARGS="--help")
 	@$(BIN)/python scripts/soak.py $(ARGS)

@@ -60,11 +60,13 @@ class Chimera:
     """One Chimera: its settings, its process, and ways to ask it.
 
     `ports_from`: where its ports are looked for; two that start at once in one process need different ones.
+    `program`: what Python runs as `chimera`.
     """
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
     ports_from: int | None = None
+    program: tuple[str, ...] = ("-m", "supervisor")
     process: "subprocess.Popen[bytes] | None" = None
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class Chimera:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "out.txt").open("ab") as out, (self.folder / "err.txt").open("ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor", "run"],
+                [sys.executable, *self.program, "run"],
                 cwd=self.folder, env=self.environ(), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
         return self

@@ -8,8 +8,8 @@ r"""A stand-in for `ollama`, for faults that the real one cannot be asked for an
 Standard library only (-I and -S in the first line halve its start). Models are files in OLLAMA_MODELS, so all
 fakes with the same directory share them. Each JSON answer and stream line but an error has a field
 `worker_env` that says who answered. Loaded models have one "runner" child (its argv contains `fake-runner`),
-in the server's process group and without a parent-death signal, like Ollama's. If OLLAMA_NUM_PARALLEL is set,
-requests beyond it wait, as in Ollama.
+in the server's process group and without a parent-death signal, like Ollama's; if FAKE_OLLAMA_RUNNER names a Python
+file, that is run as the runner. If OLLAMA_NUM_PARALLEL is set, requests beyond it wait, as in Ollama.
 
 Behaviour comes from the JSON file named by FAKE_OLLAMA_CONTROL, read at start and at every request (no file:
 the defaults). Keys stand at the top level, or under `"by_port": {"11501": {...}}` for one server. Write it
@@ -420,8 +420,9 @@ class Server:
 
     def start_runner(self, keys: Json) -> None:
         trap = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if keys.get("leave_runner") else "pass"
-        code = [sys.executable, "-I", "-S", "-c", RUNNER.format(trap=trap)]
-        argv = [*code, "fake-runner", f"--of={self.port}"]
+        own = os.environ.get("FAKE_OLLAMA_RUNNER")
+        code = [own] if own else ["-c", RUNNER.format(trap=trap)]
+        argv = [sys.executable, "-I", "-S", *code, "fake-runner", f"--of={self.port}"]
         self.runner = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         if not keys.get("hide_from_nvml"):
             show_on_gpu(self.runner.pid, keys.get("vram_mib", 512))
