@@ -32,14 +32,15 @@ from supervisor.gpu import GpuReading
 
 def preamble(rows: Sequence[Row], reading: GpuReading, took_s: float) -> str:
     """What the page says before its table: what was looked at, when, and on what."""
+    stand_in = "on STAND-INS for the drivers (FAKE_NVML_STATE is set), " if os.environ.get("FAKE_NVML_STATE") else ""
     there = cards([(gpu.name, gpu.memory_total_bytes) for gpu in reading.gpus if gpu.mig_of is None])
     machine = f"{there}, NVIDIA driver {reading.driver_version}, Linux {platform.release()}, {os.cpu_count()} cores"
     kept = len(rows) - len(broken(rows))
     return (
-        f"`make test-gpu`, {datetime.now(UTC):%Y-%m-%d}, {machine}: {kept} of {len(rows)} rows as expected, "
-        f"{took_s:.0f} s in all. A whole Chimera, its workers a stand-in for Ollama whose runner is a CUDA program that "
-        "says which devices it sees and allocates memory on the first. The Xids are injected: no GPU was harmed, and "
-        "each row of NVML is from the real driver."
+        f"`make test-gpu`, {datetime.now(UTC):%Y-%m-%d}, {stand_in}{machine}: {kept} of {len(rows)} rows as expected, "
+        f"{took_s:.0f} s in all. A whole Chimera, its workers a stand-in for Ollama whose runner is a CUDA program: "
+        "it says which devices it sees and allocates memory on the first. Memory, processes and telemetry are what "
+        "NVML says; the Xids are injected into Chimera, and no GPU was harmed."
     )
 
 
@@ -74,7 +75,7 @@ def ended(number: int, _frame: FrameType | None) -> None:
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep logs and state in this (empty) folder.")
 @click.option("--mib", type=click.IntRange(128), default=512, show_default=True, help="What each program allocates.")
 @click.option("--settle", type=click.FloatRange(0, 60), default=25.0, show_default=True,
-              help="Seconds that the workers run before their placement is judged; Chimera itself takes 20.")  # fmt: skip
+              help="Seconds that the workers run before their placement is judged; Chimera takes 20.")  # fmt: skip
 def main(out: Path | None, keep: Path | None, mib: int, settle: float) -> None:
     """Show on the machine's own NVIDIA GPUs that pinning, telemetry and quarantine work."""
     signal.signal(signal.SIGTERM, ended)

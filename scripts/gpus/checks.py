@@ -70,7 +70,7 @@ def two_on_one(stage: Stage) -> None:
     stage.reported([stage.spawn(first)])
     stage.see(
         f"two workers on {short(first)}", "both see it alone",
-        lambda: _both(judge.pinned(stage.workers({first}), stage.programs()), len(stage.workers({first})) == 2), 0.0,  # noqa: PLR2004
+        lambda: _both(judge.pinned(stage.workers({first}), stage.programs()), len(stage.workers({first})) == 2), 0.0,
     )  # fmt: skip
     stage.see(
         "both in NVML's process list", "each with its memory, on no other GPU",
@@ -128,9 +128,7 @@ def quarantine(stage: Stage) -> None:
         "its memory", f"as before any program, within {MEMORY_BACK_S:.0f} s",
         lambda: judge.returned(stage.used(), stage.before, struck), MEMORY_BACK_S,
     )  # fmt: skip
-    stage.see(
-        f"the others, after Xid {OF_THE_GPU}", "untouched", lambda: judge.untouched(stage.workers(), others), 0.0
-    )
+    stage.see(f"the others, after Xid {OF_THE_GPU}", "untouched", lambda: judge.untouched(stage.workers(), others), 0.0)
     stage.chimera.client.post(f"/admin/gpus/{source}/release").raise_for_status()
     stage.see(
         "released by the operator", "its workers are ready again, with new programs",
@@ -141,6 +139,7 @@ def quarantine(stage: Stage) -> None:
 def end(stage: Stage) -> None:
     """Chimera is stopped as its users stop it."""
     status = stage.chimera.stop()
+    stage.allow(MEMORY_BACK_S)
 
     def nothing() -> Seen:
         left = len(stage.chimera.marked())
@@ -172,7 +171,9 @@ def _quarantined(stage: Stage, source: str, struck: set[str]) -> Seen:
     return Seen(text, verdict == "quarantined" and bool(rows) and all(row["state"] == "QUARANTINED" for row in rows))
 
 
-def carry_out(folder: Path, reading: GpuReading, *, mib: int, settle_s: float, tell: Callable[[Row], None]) -> list[Row]:
+def carry_out(
+    folder: Path, reading: GpuReading, *, mib: int, settle_s: float, tell: Callable[[Row], None]
+) -> list[Row]:
     """Carry out every check, `tell` each row as it comes, and return them.
 
     What cannot be carried out is a broken row; if Chimera does not come up, nothing but its end is looked at.

@@ -89,7 +89,9 @@ def listed(workers: Sequence[Json], programs: Mapping[str, Report], gpus: Sequen
     for row in workers:
         pid = programs[row["id"]].pid if row["id"] in programs else None
         (own,) = [gpu for gpu in gpus if gpu["uuid"] == row["placement"]]
-        others = [gpu for gpu in gpus if gpu["uuid"] not in (own["uuid"], own["mig_of"]) and _held(gpu, pid) is not None]
+        others = [
+            gpu for gpu in gpus if gpu["uuid"] not in (own["uuid"], own["mig_of"]) and _held(gpu, pid) is not None
+        ]
         held = _held(own, pid)
         good = good and held is not None and held >= least_bytes and not others
         where = f"{held // MIB} MiB on {short(own['uuid'])}" if held is not None else f"not on {short(own['uuid'])}"
@@ -129,9 +131,10 @@ def telemetry(gpus: Sequence[Json]) -> Seen:
         missing = [name for name in needed if gpu[name] in (None, "")]
         good = good and not missing and gpu["memory_total_bytes"] > 0 and gpu["fault"] is None
         shown = f"{gpu['memory_used_bytes'] // MIB} of {gpu['memory_total_bytes'] // MIB} MiB"
-        state = f"{gpu['utilisation_percent']} %, {gpu['temperature_c']} °C, {gpu['power_w']} W"
+        units = {"utilisation_percent": "%", "temperature_c": "°C", "power_w": "W"}
+        state = "".join(f", {gpu[name]} {unit}" for name, unit in units.items() if gpu[name] is not None)
         lacks = f"; not told: {', '.join(missing)}" if missing else ""
-        texts.append(f"{gpu['name']}: {shown}, {state}{lacks}" + (f"; {gpu['fault']}" if gpu["fault"] else ""))
+        texts.append(f"{gpu['name']}: {shown}{state}{lacks}" + (f"; {gpu['fault']}" if gpu["fault"] else ""))
     return Seen(" / ".join(texts) or "no GPU", good)
 
 

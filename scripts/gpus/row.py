@@ -19,7 +19,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One check: what was looked at, what was to be seen, what was seen. `after_s`: how long that took, if it waited."""
+    """One check: what was looked at, what was to be seen, what was seen, and after how many seconds of waiting."""
 
     what: str
     expected: str
@@ -29,7 +29,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """Return the row as the table's texts."""
-        after = f" (after {self.after_s:.1f} s)" if self.kept and self.after_s >= 0.5 else ""  # noqa: PLR2004
+        after = f" (after {self.after_s:.1f} s)" if self.kept and self.after_s >= 0.5 else ""
         return (self.what, self.expected, self.seen + after, "kept" if self.kept else "BROKEN")
 
 

@@ -1,4 +1,4 @@
-"""One Chimera on the machine's own GPUs, with CUDA programs for runners: how it is started, looked at and waited for."""
+"""One Chimera on the machine's own GPUs, with CUDA programs for runners: started, looked at, waited for."""
 
 import os
 import sys
@@ -24,6 +24,7 @@ Json = dict[str, Any]
 # All waits together end by then, whatever goes wrong: the run must end by itself in a few minutes.
 TOTAL_S = 200.0
 SOON_S = 10.0
+ANSWER_S = 10.0
 
 
 class Stuck(Exception):
@@ -64,6 +65,7 @@ class Stage:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         }
         self.chimera = Chimera(folder, env, program=(str(ROOT / "scripts" / "gpus" / "launcher.py"),))
+        self.chimera.client.timeout = ANSWER_S
         add_model(Path(self.chimera.env["OLLAMA_MODELS"]), "tiny")
 
     # -- waiting -------------------------------------------------------------------------------------------------
@@ -71,6 +73,10 @@ class Stage:
     def left_s(self) -> float:
         """What is left of the whole run's time."""
         return max(0.0, self._deadline - time.monotonic())
+
+    def allow(self, seconds: float) -> None:
+        """Let the waits that follow have so much time, also when the run's own is spent."""
+        self._deadline = max(self._deadline, time.monotonic() + seconds)
 
     def wait(self, what: Callable[[], Any], within_s: float) -> bool:
         """Wait for something without a row of its own; returns whether it came about."""

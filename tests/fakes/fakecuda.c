@@ -1,5 +1,5 @@
 /* A fake libcuda.so.1: enough of the CUDA driver API for cuda_runner.py, with no GPU. CUDA_VISIBLE_DEVICES must be a
- * GPU's UUID, which is then the only device, or -1. If FAKE_CUDA_SHOWS names a UUID, that GPU is seen whatever
+ * GPU's or MIG device's UUID, which is then the only device, or -1. If FAKE_CUDA_SHOWS names a UUID, that GPU is seen whatever
  * CUDA_VISIBLE_DEVICES says: a pin that does not hold. Memory is not counted here: the fake Ollama's FAKE_NVML_STATE
  * shows what its runner takes. */
 #include <stdio.h>
@@ -11,7 +11,7 @@ enum { OK, INVALID_VALUE, NO_DEVICE = 100 };
 static const char *device_uuid(void) {
     const char *shows = getenv("FAKE_CUDA_SHOWS"), *visible = getenv("CUDA_VISIBLE_DEVICES");
     const char *name = shows && *shows ? shows : visible;
-    return name && !strncmp(name, "GPU-", 4) ? name + 4 : NULL;
+    return name && (!strncmp(name, "GPU-", 4) || !strncmp(name, "MIG-", 4)) ? name + 4 : NULL;
 }
 
 int cuInit(unsigned flags) { return flags ? INVALID_VALUE : device_uuid() ? OK : NO_DEVICE; }

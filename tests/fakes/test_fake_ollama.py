@@ -196,6 +196,15 @@ def test_a_loaded_model_shows_on_its_gpu_until_it_is_unloaded(tmp_path: Path) ->
     assert state.read_text().splitlines()[1] == "GPU-b|B|1000|10|0|30|1|0||0"
 
 
+def test_another_program_can_be_the_runner(tmp_path: Path) -> None:
+    program = tmp_path / "own.py"
+    program.write_text("import signal; signal.alarm(60); signal.pause()")
+    with serving(tmp_path, FAKE_OLLAMA_RUNNER=str(program)) as fake:
+        generate(fake)
+        (runner,) = runners(fake)
+        assert str(program) in runner.cmdline()
+
+
 def test_the_exit_at_start_is_what_the_control_file_says(tmp_path: Path) -> None:
     control = tmp_path / "control.json"
     control.write_text('{"by_port": {"29999": {"exit_at_start": 3}}}')

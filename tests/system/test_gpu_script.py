@@ -29,7 +29,7 @@ def drivers(tmp_path: Path) -> dict[str, str]:
 def run(folder: Path, settle_s: int, **env: str) -> tuple[int, dict[str, str]]:
     """Run the script; return its exit status and the verdict of each row of the page that it wrote."""
     page = folder / "page.md"
-    argv = [sys.executable, ROOT / "scripts" / "test_gpu.py", "--out", page, "--settle", str(settle_s)]
+    argv = [sys.executable, str(ROOT / "scripts" / "test_gpu.py"), "--out", str(page), "--settle", str(settle_s)]
     done = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, timeout=110, check=False)
     assert page.exists(), done.stderr
     rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("|")][2:]
