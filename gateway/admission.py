@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from gateway.affinity import NO_PREFIX, Prefix
 from gateway.dispatch import Dispatcher, Lease, Ticket, WorkerSlots
 from gateway.errors import NoWorkerWanted, QueueTimeout, ShuttingDown
 
@@ -44,9 +45,12 @@ class Admission:
 
     # -- for the exchange ----------------------------------------------------------------------------------------
 
-    def ticket(self, model: str | None) -> Waiting:
-        """Make the ticket of one request; it may be given to `lease` again, after a worker was lost."""
-        return Waiting(model, since=trio.current_time())
+    def ticket(self, model: str | None, caller: str = "", prefix: Prefix = NO_PREFIX) -> Waiting:
+        """Make the ticket of one request; it may be given to `lease` again, after a worker was lost.
+
+        Callers that wait take turns; `prefix` is how the prompt begins, for the worker that still holds it.
+        """
+        return Waiting(model, caller, prefix, since=trio.current_time())
 
     @asynccontextmanager
     async def lease(self, ticket: Waiting) -> AsyncIterator[Lease]:

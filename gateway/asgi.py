@@ -243,6 +243,7 @@ def _request(scope: Message) -> Request:
         headers=headers,
         dialect=dialect_of(scope["path"]),
         id=request_id_of(headers, uuid4().hex),
+        caller=str((scope.get("client") or ("",))[0]),
     )
 
 

@@ -6,21 +6,27 @@ beside a free slot that it could use; an avoided worker gets a lease only when n
 ticket; every ticket and lease ends exactly once.
 """
 
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.affinity import NO_PREFIX, Affinity, Kept, Life, Prefix
 from gateway.errors import NoWorkerWanted, QueueFull
-
-# One life of a worker's process: a restarted worker is another one, and may be tried again.
-Life = tuple[str, int]
+from gateway.fair import Turns
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request waiting for a slot. `excluded` are the lives of workers that it has tried."""
+    """A request waiting for a slot. `excluded` are the lives of workers that it has tried.
+
+    `caller` is whom it is to be fair to, `prefix` how its prompt begins; they stand by `turn`, then by `number`.
+    """
 
     model: str | None
+    caller: str = ""
+    prefix: Prefix = NO_PREFIX
     number: int = 0
+    turn: float = 0.0
     excluded: frozenset[Life] = frozenset()
     lease: "Lease | None" = None
 
@@ -31,6 +37,7 @@ class Lease:
 
     worker: "WorkerSlots"
     model: str | None
+    kept: Kept
 
     @property
     def worker_id(self) -> str:
@@ -103,6 +110,8 @@ class Dispatcher:
         self._random_unit = random_unit
         self._workers: dict[str, WorkerSlots] = {}
         self._waiting: list[Ticket] = []
+        self._turns = Turns()
+        self._affinity = Affinity()
         self._generation = 0
         self._number = 0
 
@@ -119,12 +128,9 @@ class Dispatcher:
             raise NoWorkerWanted
         if not again:
             self._number += 1
-            ticket.number = self._number
+            ticket.number, ticket.turn = self._number, self._turns.turn_of(ticket.caller)
         ticket.lease = None  # the one it had is over
-        place = len(self._waiting)
-        while place and self._waiting[place - 1].number > ticket.number:
-            place -= 1
-        self._waiting.insert(place, ticket)
+        insort(self._waiting, ticket, key=_place)
         granted = self._grant()
         if ticket not in granted and not again and len(self._waiting) > self.queue_size:
             self._waiting.remove(ticket)
@@ -141,6 +147,7 @@ class Dispatcher:
 
     def release(self, lease: Lease) -> list[Ticket]:
         """End a lease. Of a worker that was lost meanwhile there is nothing to give back."""
+        self._affinity.ended(lease.kept)
         worker = self._workers.get(lease.worker_id)
         if worker is None or lease not in worker.leases:
             return []
@@ -153,6 +160,7 @@ class Dispatcher:
         self, worker_id: str, port: int, slots: int, models: frozenset[str], *, cordoned: bool = False, now: float = 0.0
     ) -> list[Ticket]:
         """Take a worker's new life into service; nobody avoids it yet. `now` is when it became ready."""
+        self._forget(worker_id)
         self._generation += 1
         self._workers[worker_id] = WorkerSlots(
             worker_id, self._generation, port, slots, models, cordoned, ready_at=now, idle_since=now
@@ -161,8 +169,13 @@ class Dispatcher:
 
     def worker_lost(self, worker_id: str) -> list[Ticket]:
         """Forget a worker and its leases. With the last well one gone, avoided ones serve."""
-        self._workers.pop(worker_id, None)
+        self._forget(worker_id)
         return self._grant()
+
+    def _forget(self, worker_id: str) -> None:
+        worker = self._workers.pop(worker_id, None)
+        if worker is not None:
+            self._affinity.forget(worker.life)
 
     def cordon(self, worker_id: str) -> list[Ticket]:
         """Give no new lease to a worker. With the last well one cordoned, avoided ones serve."""
@@ -190,6 +203,7 @@ class Dispatcher:
         """Learn what a worker has loaded."""
         if worker := self._workers.get(worker_id):
             worker.loaded = models
+            self._affinity.holds_only(worker.life, models)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -218,7 +232,7 @@ class Dispatcher:
     # -- the decision --------------------------------------------------------------------------------------------
 
     def _grant(self) -> list[Ticket]:
-        """Give every free slot to the oldest ticket that can use it."""
+        """Give every free slot to the ticket whose turn it is among those that can use it."""
         granted: list[Ticket] = []
         free = [worker for worker in self._workers.values() if worker.free] if self._waiting else []
         well = [worker for worker in self._workers.values() if worker.well] if free else []
@@ -228,18 +242,40 @@ class Dispatcher:
             fitting = _fitting(ticket, free, well)
             if not fitting:
                 continue
-            worker = min(fitting, key=lambda worker: self._answers_late(worker, ticket.model))
-            ticket.lease = Lease(worker, ticket.model)
+            worker = self._soonest(ticket, fitting)
+            kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)
+            ticket.lease = Lease(worker, ticket.model, kept)
             worker.leases.add(ticket.lease)
             self._waiting.remove(ticket)
+            self._turns.served(ticket.turn, waiting=bool(self._waiting))
             granted.append(ticket)
             if not worker.free:
                 free.remove(worker)
         return granted
 
-    def _answers_late(self, worker: WorkerSlots, model: str | None) -> tuple[bool, float, float]:
-        """Rank a worker with a free slot: the model loaded, then the emptier one, then at random among equals."""
-        return (not worker.holds(model), len(worker.leases) / worker.slots, self._random_unit())
+    def _soonest(self, ticket: Ticket, fitting: list[WorkerSlots]) -> WorkerSlots:
+        """Return the worker that will answer soonest, of those with a free slot.
+
+        One that has the model loaded; then one that holds the longest beginning of the prompt; then the emptier one;
+        then at random among equals.
+        """
+        if len(fitting) == 1:
+            return fitting[0]
+        warm = self._affinity.holders(ticket.prefix, {worker.life for worker in fitting}) if ticket.prefix.chain else ()
+        return min(
+            fitting,
+            key=lambda worker: (
+                not worker.holds(ticket.model),
+                worker.life not in warm,
+                len(worker.leases) / worker.slots,
+                self._random_unit(),
+            ),
+        )
+
+
+def _place(ticket: Ticket) -> tuple[float, int]:
+    """Return where a ticket stands among those that wait."""
+    return (ticket.turn, ticket.number)
 
 
 def _fitting(ticket: Ticket, free: list[WorkerSlots], well: list[WorkerSlots]) -> list[WorkerSlots]:

@@ -12,7 +12,8 @@ import structlog
 import trio
 
 from gateway.admission import Admission
-from gateway.dispatch import Lease, Life, WorkerSlots
+from gateway.affinity import Life
+from gateway.dispatch import Lease, WorkerSlots
 from gateway.errors import (
     ConnectFailed,
     Dialect,
@@ -71,6 +72,7 @@ class Request:
     headers: Headers
     dialect: Dialect
     id: str
+    caller: str = ""  # whom the queue is to be fair to
     attempts: int = 0
     waited_s: float = 0.0
     worker_id: str | None = None
@@ -125,7 +127,8 @@ class Exchange:
         Raises a Fault of gateway.errors while nothing has been sent; after that the stream is ended with an
         error line here. Cancellation ends the wait or closes the worker's connection, and gives the slot back.
         """
-        ticket = self.admission.ticket(full_name(ask.model) if ask.model else None)
+        model = full_name(ask.model) if ask.model else None
+        ticket = self.admission.ticket(model, request.caller, ask.prefix)
         tries = Tries(ticket)
         while True:
             tries.attempts = request.attempts = request.attempts + 1

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.affinity import NO_PREFIX, Prefix, prefix_of
+
 
 class Answerer(Enum):
     """Who answers a request."""
@@ -56,6 +58,10 @@ class Ask:
 
     kind: Kind
     model: str | None
+    prefix: Prefix = NO_PREFIX
+
+
+_NOTHING = msgspec.Raw(b"")
 
 
 class _Body(msgspec.Struct):
@@ -63,8 +69,11 @@ class _Body(msgspec.Struct):
 
     model: Any = None
     prompt: Any = None
-    messages: msgspec.Raw = msgspec.Raw(b"")
+    messages: msgspec.Raw = _NOTHING
     keep_alive: Any = None
+    system: msgspec.Raw = _NOTHING
+    context: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -83,7 +92,26 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
         return Ask(Kind.INFERENCE, None)
     if fields is None or not isinstance(fields.model, str) or not fields.model:
         return Ask(Kind.HOPELESS, None)
-    return Ask(_kind(path, fields), fields.model)
+    kind = _kind(path, fields)
+    return Ask(kind, fields.model, _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX)
+
+
+def _prefix(path: str, fields: _Body) -> Prefix:
+    """Return how the prompt of a request begins, as its JSON has it: a client writes what was said before the same way.
+
+    Embeddings have none: nothing is kept of them.
+    """
+    model, system = full_name(str(fields.model)), bytes(fields.system)
+    if path in ("/api/chat", "/v1/chat/completions", "/v1/messages"):
+        messages = bytes(fields.messages)
+        return prefix_of(model, (system, messages), continues=b'"assistant"' in messages)
+    if path in ("/api/generate", "/v1/completions"):
+        context = bytes(fields.context)  # Ollama's own memory of a conversation, as tokens
+        prompt = fields.prompt if isinstance(fields.prompt, str) else ""
+        return prefix_of(model, (system, context, prompt.encode("utf-8", "replace")), continues=len(context) > 2)
+    if path == "/v1/responses":
+        return prefix_of(model, (bytes(fields.input),), continues=b'"assistant"' in bytes(fields.input))
+    return NO_PREFIX
 
 
 def _quick(body: bytes) -> _Body | None:

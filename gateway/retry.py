@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from gateway.dispatch import Lease, Life, Ticket
+from gateway.affinity import Life
+from gateway.dispatch import Lease, Ticket
 from gateway.errors import ConnectFailed, FirstByteTimeout, RunnerDied, Stalled, WorkerLost, WorkerRefused
 
 # Each worker is tried once per life; this bounds a request that meets nothing but dying workers.

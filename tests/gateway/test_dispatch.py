@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from gateway.affinity import BLOCK_BYTES, prefix_of
 from gateway.dispatch import Dispatcher, Ticket, WorkerSlots
 from gateway.errors import NoWorkerWanted, QueueFull
 
@@ -437,3 +438,70 @@ class Rush(RuleBasedStateMachine):
 
 TestRush = Rush.TestCase
 TestRush.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# -- turns and caches ------------------------------------------------------------------------------------------------
+
+
+def test_one_callers_many_do_not_delay_anothers_one() -> None:
+    dispatcher = Dispatcher(1000, lambda: 0.5)
+    dispatcher.worker_ready("w", 1, 1, frozenset())
+    (running,) = dispatcher.arrive(Ticket("m", "greedy"))
+    for _ in range(200):
+        dispatcher.arrive(Ticket("m", "greedy"))
+    modest = Ticket("m", "modest")
+    dispatcher.arrive(modest)
+    assert running.lease is not None
+    first = dispatcher.release(running.lease)
+    assert modest in first or (first[0].lease is not None and modest in dispatcher.release(first[0].lease))
+
+
+def test_ten_equal_callers_get_equal_shares() -> None:
+    dispatcher = Dispatcher(10_000, lambda: 0.5)
+    dispatcher.worker_ready("w", 1, 4, frozenset())
+    for number in range(10):
+        for _ in range(10 + 20 * number):  # some ask for a lot
+            dispatcher.arrive(Ticket("m", f"caller {number}"))
+    running = list(dispatcher.ready()[0].leases)
+    shares = [0] * 10
+    for _ in range(100):
+        for ticket in dispatcher.release(running.pop(0)):
+            shares[int(ticket.caller.split()[1])] += 1
+            assert ticket.lease is not None
+            running.append(ticket.lease)
+    jain = sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
+    assert jain >= 0.95
+
+
+def test_a_conversation_goes_where_its_beginning_is_held_if_that_has_a_slot() -> None:
+    dispatcher = Dispatcher(10, lambda: 0.5)
+    for name, port in (("a", 1), ("b", 2)):
+        dispatcher.worker_ready(name, port, 1, frozenset({"m"}))
+    turn = [prefix_of("m", [b"x" * BLOCK_BYTES * count], continues=True) for count in range(1, 5)]
+    (first,) = dispatcher.arrive(Ticket("m", prefix=turn[0]))
+    assert first.lease is not None
+    home = first.lease.worker_id
+    dispatcher.release(first.lease)
+    for prefix in turn[1:]:
+        (ticket,) = dispatcher.arrive(Ticket("m", prefix=prefix))
+        assert ticket.lease is not None
+        assert ticket.lease.worker_id == home
+        dispatcher.release(ticket.lease)
+    (stranger,) = dispatcher.arrive(Ticket("m"))
+    (second,) = dispatcher.arrive(Ticket("m"))
+    assert {stranger.lease, second.lease} == {lease for worker in dispatcher.ready() for lease in worker.leases}
+    dispatcher.cancel(stranger if stranger.lease is not None and stranger.lease.worker_id != home else second)
+    (elsewhere,) = dispatcher.arrive(Ticket("m", prefix=turn[3]))
+    assert elsewhere.lease is not None
+    assert elsewhere.lease.worker_id != home, "no slot stays idle while a ticket waits"
+
+
+def test_a_restarted_worker_holds_nothing() -> None:
+    dispatcher = Dispatcher(10, lambda: 0.5)
+    dispatcher.worker_ready("a", 1, 1, frozenset({"m"}))
+    prefix = prefix_of("m", [b"x" * BLOCK_BYTES], continues=True)
+    (ticket,) = dispatcher.arrive(Ticket("m", prefix=prefix))
+    dispatcher.worker_lost("a")
+    dispatcher.cancel(ticket)
+    dispatcher.worker_ready("a", 1, 1, frozenset({"m"}))
+    assert dispatcher._affinity._where == {}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.affinity import NO_PREFIX
 from gateway.ollama import (
     FORWARDED,
     Answerer,
@@ -177,11 +178,50 @@ def test_it_agrees_with_a_plain_reading_of_the_body(
     zero = fields.get("keep_alive") in ("0", "0s") or fields.get("keep_alive") == 0
     idle = Kind.UNLOAD if zero else Kind.LOAD
     asked = {path: read_ask(path, JSON, body) for path in ("/api/chat", "/api/generate", "/v1/messages")}
-    assert asked == {
-        "/api/chat": Ask(Kind.INFERENCE if fields.get("messages") else idle, model),
-        "/api/generate": Ask(Kind.INFERENCE if fields.get("prompt") else idle, model),
-        "/v1/messages": Ask(Kind.INFERENCE, model),
+    assert {path: (ask.kind, ask.model) for path, ask in asked.items()} == {
+        "/api/chat": (Kind.INFERENCE if fields.get("messages") else idle, model),
+        "/api/generate": (Kind.INFERENCE if fields.get("prompt") else idle, model),
+        "/v1/messages": (Kind.INFERENCE, model),
     }
+
+
+LONG = "What is the answer to life, the universe and everything? " * 20
+
+
+def turns(count: int) -> list[dict[str, str]]:
+    """A conversation that has come to its n-th question."""
+    said = [{"role": "user", "content": f"{LONG} {0}"}]
+    for number in range(1, count):
+        said += [{"role": "assistant", "content": LONG[::-1]}, {"role": "user", "content": f"{LONG} {number}"}]
+    return said
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages"])
+def test_each_turn_of_a_conversation_begins_as_the_one_before(path: str) -> None:
+    first, second, third = (
+        read_ask(path, JSON, json.dumps({"model": "m", "messages": turns(count)}).encode()).prefix
+        for count in (1, 2, 3)
+    )
+    assert (first.continues, second.continues) == (False, True)
+    assert len(first.chain) > 3
+    assert second.chain[: len(first.chain)] == first.chain
+    assert third.chain[: len(second.chain)] == second.chain
+
+
+def test_ollamas_own_memory_of_a_conversation_is_a_beginning_too() -> None:
+    context = list(range(200))
+    asks = [
+        read_ask("/api/generate", JSON, json.dumps({"model": "m", "prompt": LONG, "context": known}).encode()).prefix
+        for known in ([], context, [*context, 7, 8])
+    ]
+    assert [ask.continues for ask in asks] == [False, True, True]
+    assert asks[2].chain[:2] == asks[1].chain[:2]
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings"])
+def test_of_an_embedding_nothing_is_kept(path: str) -> None:
+    body = json.dumps({"model": "m", "input": LONG, "prompt": LONG, "messages": turns(3)}).encode()
+    assert read_ask(path, JSON, body).prefix == NO_PREFIX
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.affinity import Kept
 from gateway.dispatch import Lease, Ticket, WorkerSlots
 from gateway.errors import ConnectFailed, FirstByteTimeout, RunnerDied, Stalled, WorkerLost, WorkerRefused
 from gateway.retry import MOST_ATTEMPTS, Failed, Tries
@@ -10,42 +11,46 @@ A = WorkerSlots("a", 1, 11500, 4, frozenset())
 B = WorkerSlots("b", 2, 11501, 4, frozenset())
 
 
+def lease(worker: WorkerSlots) -> Lease:
+    return Lease(worker, "m", Kept(worker.life, "m", ()))
+
+
 @pytest.mark.parametrize("others", [True, False])
 @pytest.mark.parametrize("fault", [ConnectFailed(), WorkerLost(), WorkerRefused()])
 def test_after_a_loss_it_is_tried_again_but_not_there(fault: Failed, others: bool) -> None:
     tries = Tries(Ticket("m"), attempts=1)
-    assert tries.another(Lease(A, "m"), fault, others=others)
+    assert tries.another(lease(A), fault, others=others)
     assert tries.ticket.excluded == {A.life}
 
 
 @pytest.mark.parametrize("fault", [ConnectFailed(), WorkerLost(), RunnerDied(), FirstByteTimeout(600), Stalled(120)])
 def test_nothing_is_tried_more_often_than_agreed(fault: Failed) -> None:
     tries = Tries(Ticket("m"), attempts=MOST_ATTEMPTS)
-    assert not tries.another(Lease(A, "m"), fault, others=True)
+    assert not tries.another(lease(A), fault, others=True)
     assert not tries.after_refusal(others=True)
     assert not tries.after_runners_death(others=True)
 
 
 def test_one_that_fell_silent_in_its_answer_is_not_tried_again() -> None:
-    assert not Tries(Ticket("m"), attempts=1).another(Lease(A, "m"), Stalled(120), others=True)
+    assert not Tries(Ticket("m"), attempts=1).another(lease(A), Stalled(120), others=True)
 
 
 def test_one_without_a_first_byte_is_given_to_one_more_worker_if_there_is_one() -> None:
-    assert not Tries(Ticket("m"), attempts=1).another(Lease(A, "m"), FirstByteTimeout(600), others=False)
+    assert not Tries(Ticket("m"), attempts=1).another(lease(A), FirstByteTimeout(600), others=False)
     tries = Tries(Ticket("m"), attempts=1)
-    assert tries.another(Lease(A, "m"), FirstByteTimeout(600), others=True)
+    assert tries.another(lease(A), FirstByteTimeout(600), others=True)
     assert tries.ticket.excluded == {A.life}
-    assert not tries.another(Lease(B, "m"), FirstByteTimeout(600), others=True)
+    assert not tries.another(lease(B), FirstByteTimeout(600), others=True)
 
 
 def test_a_dead_runner_of_the_only_worker_is_asked_for_once_more_and_not_twice() -> None:
     tries = Tries(Ticket("m"), attempts=1)
     assert tries.after_runners_death(others=False)
-    assert tries.another(Lease(A, "m"), RunnerDied(), others=False)
+    assert tries.another(lease(A), RunnerDied(), others=False)
     assert (tries.ticket.excluded, tries.again) == (frozenset(), A.life)
     assert not tries.after_runners_death(others=False)
     assert tries.after_runners_death(others=True)  # one has come meanwhile
-    assert tries.another(Lease(A, "m"), RunnerDied(), others=True)
+    assert tries.another(lease(A), RunnerDied(), others=True)
     assert tries.ticket.excluded == {A.life}
 
 
