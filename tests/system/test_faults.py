@@ -253,3 +253,15 @@ def test_the_admin_api_wants_the_token_where_one_is_set(faked: Chimera) -> None:
     assert allowed.status_code == 200
     assert "correct horse" not in faked.err()
     assert faked.command("status").returncode == 0
+
+
+def test_a_conversation_stays_with_the_worker_that_holds_it(faked: Chimera) -> None:
+    faked.start().ready(2)
+    said: list[dict[str, str]] = []
+    workers: list[str] = []
+    for turn in range(12):
+        said.append({"role": "user", "content": f"question {turn} " * 40})
+        answer = faked.client.post("/api/chat", json={"model": "tiny", "messages": said, "stream": False})
+        workers.append(answer.headers["x-chimera-worker"])
+        said.append(answer.json()["message"])
+    assert len(set(workers)) == 1, "both were free each time"
