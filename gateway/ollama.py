@@ -152,12 +152,18 @@ def _kind(path: str, fields: _Body) -> Kind:
     if path == "/api/generate":
         empty = not fields.prompt
     elif path == "/api/chat":
-        empty = b"".join(bytes(fields.messages).split()) in (b"", b"null", b"[]")
+        empty = _is_empty(bytes(fields.messages))
     else:
         return Kind.INFERENCE
     if not empty:
         return Kind.INFERENCE
     return Kind.UNLOAD if _is_zero(fields.keep_alive) else Kind.LOAD
+
+
+def _is_empty(messages: bytes) -> bool:
+    """Say whether JSON is nothing, null or an empty list, without a look at what a full list holds."""
+    whole = messages.strip()
+    return whole in (b"", b"null") or (whole[:1] == b"[" and whole[1:].lstrip()[:1] == b"]")
 
 
 def _is_zero(keep_alive: object) -> bool:
