@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import structlog
 import trio
 
 from gateway.affinity import NO_PREFIX, Prefix
 from gateway.dispatch import Dispatcher, Lease, Ticket, WorkerSlots
 from gateway.errors import NoWorkerWanted, QueueTimeout, ShuttingDown
+
+log = structlog.get_logger("gateway")
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +73,7 @@ class Admission:
         if self._shut:
             raise ShuttingDown
         ticket.granted = trio.Event()
+        self._forgive()
         self._wake(self.dispatcher.arrive(ticket))
         self._tickets.add(ticket)
 
@@ -83,14 +87,37 @@ class Admission:
 
     async def _wait(self, ticket: Waiting) -> Lease:
         began = trio.current_time()
-        with trio.CancelScope(deadline=began + self.queue_timeout_s - ticket.waited_s):
-            await ticket.granted.wait()
+        deadline = began + self.queue_timeout_s - ticket.waited_s
+        while not ticket.granted.is_set() and trio.current_time() < deadline:
+            trial_at = self.dispatcher.next_trial_at()
+            with trio.CancelScope(deadline=deadline if trial_at is None else min(deadline, trial_at)):
+                await ticket.granted.wait()
+            self._forgive()
         ticket.waited_s += trio.current_time() - began
         if ticket.lease is not None:
             return ticket.lease
         if ticket.turned_away is not None:
             raise ticket.turned_away
         raise QueueTimeout(ticket.waited_s, ready_workers=len(self.ready()))
+
+    def failed(self, lease: Lease) -> None:
+        """A request failed at its worker before the first byte."""
+        before = lease.worker.breaker
+        self._wake(self.dispatcher.failed(lease, trio.current_time()))
+        after = lease.worker.breaker
+        if after.open_until is not None and before.open_until is None:
+            log.warning(
+                "worker passed over for a while: it fails requests", worker=lease.worker_id, for_s=after.pause_s
+            )
+
+    def answered(self, lease: Lease) -> None:
+        """A worker has begun to answer."""
+        self._wake(self.dispatcher.answered(lease))
+
+    def _forgive(self) -> None:
+        trial_at = self.dispatcher.next_trial_at()
+        if trial_at is not None and trio.current_time() >= trial_at:
+            self._wake(self.dispatcher.forgive(trio.current_time()))
 
     def _wake(self, granted: list[Ticket]) -> None:
         for ticket in granted:

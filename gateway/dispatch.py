@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.affinity import NO_PREFIX, Affinity, Kept, Life, Prefix
+from gateway.breaker import Breaker
 from gateway.errors import NoWorkerWanted, QueueFull
 from gateway.fair import Turns
 
@@ -70,6 +71,7 @@ class WorkerSlots:
     loaded: frozenset[str]
     cordoned: bool = False
     avoided: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
     leases: set[Lease] = field(default_factory=set)
     ready_at: float = 0.0
     progress_at: float | None = None
@@ -82,13 +84,18 @@ class WorkerSlots:
 
     @property
     def free(self) -> bool:
-        """Whether it has a slot to give."""
-        return not self.cordoned and len(self.leases) < self.slots
+        """Whether it has a slot to give. While it is on trial, one request at a time may try it."""
+        return not self.cordoned and len(self.leases) < (1 if self.breaker.trial else self.slots)
+
+    @property
+    def shunned(self) -> bool:
+        """Whether it is passed over while anybody else could do: by the supervisor's word, or for what it failed."""
+        return self.avoided or self.breaker.open_until is not None
 
     @property
     def well(self) -> bool:
         """Whether tickets may wait for it."""
-        return not self.cordoned and not self.avoided
+        return not self.cordoned and not self.shunned
 
     def holds(self, model: str | None) -> bool:
         """Say whether a model is loaded, or being loaded for a lease that it has."""
@@ -134,6 +141,7 @@ class Dispatcher:
         granted = self._grant()
         if ticket not in granted and not again and len(self._waiting) > self.queue_size:
             self._waiting.remove(ticket)
+            self._turns.refused(ticket.caller)
             raise QueueFull
         return granted
 
@@ -198,6 +206,29 @@ class Dispatcher:
         if worker := self._workers.get(worker_id):
             worker.avoided = avoided
         return self._grant()
+
+    def failed(self, lease: Lease, now: float) -> list[Ticket]:
+        """A request failed at a worker before its first byte; after some it is passed over for a while."""
+        lease.worker.breaker = lease.worker.breaker.failed(now)
+        return self._grant()  # with the last well one passed over, all serve
+
+    def answered(self, lease: Lease) -> list[Ticket]:
+        """A worker has begun to answer."""
+        if lease.worker.breaker.failures == 0:  # nearly every time
+            return []
+        lease.worker.breaker = lease.worker.breaker.answered()
+        return self._grant()
+
+    def forgive(self, now: float) -> list[Ticket]:
+        """Let workers be tried whose pause is over."""
+        for worker in self._workers.values():
+            worker.breaker = worker.breaker.at(now)
+        return self._grant()
+
+    def next_trial_at(self) -> float | None:
+        """Return when the next of the workers that are passed over may be tried, None when none is."""
+        pauses = [at for worker in self._workers.values() if (at := worker.breaker.open_until) is not None]
+        return min(pauses, default=None)
 
     def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
         """Learn what a worker has loaded."""
@@ -281,7 +312,7 @@ def _place(ticket: Ticket) -> tuple[float, int]:
 def _fitting(ticket: Ticket, free: list[WorkerSlots], well: list[WorkerSlots]) -> list[WorkerSlots]:
     """Return the workers of `free` that a ticket may be given to; `well` are the well ones, free or not."""
     if not ticket.excluded:  # nearly every ticket
-        return [worker for worker in free if not worker.avoided] if well else free
+        return [worker for worker in free if not worker.shunned] if well else free
     if any(worker.life not in ticket.excluded for worker in well):
-        return [worker for worker in free if not worker.avoided and worker.life not in ticket.excluded]
+        return [worker for worker in free if not worker.shunned and worker.life not in ticket.excluded]
     return [worker for worker in free if worker.life not in ticket.excluded]

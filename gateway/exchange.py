@@ -141,6 +141,8 @@ class Exchange:
                     return
                 except (ConnectFailed, WorkerLost, WorkerRefused, RunnerDied, FirstByteTimeout, Stalled) as fault:
                     self.tell_silence(lease.worker, fault)
+                    if not reply.started:
+                        self.admission.failed(lease)
                     if reply.started or not tries.another(lease, fault, others=self._others(tries, lease)):
                         raise
                     lost = fault
@@ -180,7 +182,9 @@ class Exchange:
                     self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
                     if tries.after_runners_death(others=others):
                         raise RunnerDied(f"{lease.worker_id} answered that its runner died")
-            elif answer.status < 400:
+            if answer.status < 500:
+                self.admission.answered(lease)
+            if answer.status < 400 and not first.startswith(ERROR_STARTS):
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
             self.metrics.first_byte(trio.current_time() - request.arrived)
             await self._relay(request, answer, first, reply, lease)

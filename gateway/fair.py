@@ -21,10 +21,13 @@ class Turns:
         self._next[caller] = turn + 1.0
         return turn
 
+    def refused(self, caller: str) -> None:
+        """The ticket that came last found no place in the queue: its turn was none."""
+        if caller in self._next:
+            self._next[caller] -= 1.0
+
     def served(self, turn: float, *, waiting: bool) -> None:
         """A ticket has got its slot; `waiting` says whether others still wait."""
-        if waiting:
-            self._served = max(self._served, turn)
-        else:
-            self._served = 0.0
+        self._served = max(self._served, turn)  # never back: who comes again stands before all who came later
+        if not waiting:
             self._next.clear()

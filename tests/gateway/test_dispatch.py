@@ -320,7 +320,7 @@ MODELS = st.sampled_from(["m", "n", None])
 
 
 class Rush(RuleBasedStateMachine):
-    """Any order of arriving, cancelling, releasing, trying again, and workers coming, going and being avoided."""
+    """Any order of arriving, cancelling, releasing, trying again, and workers coming, going, failing, being avoided."""
 
     held: Bundle[Ticket] = Bundle("held")
 
@@ -329,11 +329,12 @@ class Rush(RuleBasedStateMachine):
         self.desk = dispatcher(queue_size, random.Random(seed).random)
         self.grants: dict[Ticket, int] = {}
         self.ended: set[Ticket] = set()
+        self.now = 0.0
 
     def may_use(self, ticket: Ticket, worker: WorkerSlots) -> bool:
         """Whether the ticket may have a slot of the worker, be there one or not."""
         others = [other for other in self.desk.ready() if other.life not in ticket.excluded and not other.cordoned]
-        wanted = [other for other in others if not other.avoided] or others
+        wanted = [other for other in others if not other.shunned] or others
         return worker in wanted
 
     def note(self, granted: list[Ticket]) -> None:
@@ -343,9 +344,10 @@ class Rush(RuleBasedStateMachine):
             assert self.may_use(ticket, ticket.lease.worker)
             self.grants[ticket] += 1
 
-    @rule(target=held, model=MODELS)
-    def arrive(self, model: str | None) -> Ticket:
-        ticket = Ticket(model)
+    @rule(target=held, model=MODELS, caller=st.sampled_from("xyz"), blocks=st.integers(0, 3))
+    def arrive(self, model: str | None, caller: str, blocks: int) -> Ticket:
+        prefix = prefix_of("m", [caller.encode() * BLOCK_BYTES * blocks], continues=True)
+        ticket = Ticket(model, caller, prefix)
         self.grants[ticket] = 0
         free = any(worker.free and self.may_use(ticket, worker) for worker in self.desk.ready())
         full = len(self.desk.waiting) >= self.desk.queue_size
@@ -394,6 +396,23 @@ class Rush(RuleBasedStateMachine):
     def avoid(self, name: str, avoided: bool) -> None:
         self.note(self.desk.avoid(name, avoided=avoided))
 
+    @rule(ticket=held)
+    def fail(self, ticket: Ticket) -> None:
+        if ticket.lease is not None and ticket not in self.ended:
+            self.note(self.desk.failed(ticket.lease, self.now))
+
+    @rule(ticket=held)
+    def answer(self, ticket: Ticket) -> None:
+        if ticket.lease is not None and ticket not in self.ended:
+            self.note(self.desk.answered(ticket.lease))
+
+    @rule(pause_s=st.sampled_from([0.5, 2.0, 60.0]))
+    def time_passes(self, pause_s: float) -> None:
+        self.now += pause_s
+        self.note(self.desk.forgive(self.now))
+        trial_at = self.desk.next_trial_at()
+        assert trial_at is None or trial_at > self.now
+
     @rule(name=WORKERS)
     def uncordon(self, name: str) -> None:
         self.note(self.desk.uncordon(name))
@@ -409,9 +428,12 @@ class Rush(RuleBasedStateMachine):
                 assert not any(self.may_use(ticket, worker) for ticket in self.desk.waiting)
 
     @invariant()
-    def the_queue_is_in_order_of_arrival(self) -> None:
-        numbers = [ticket.number for ticket in self.desk.waiting]
-        assert numbers == sorted(set(numbers))
+    def the_queue_is_in_the_order_of_turns_and_each_callers_in_that_of_arrival(self) -> None:
+        turns = [ticket.turn for ticket in self.desk.waiting]
+        assert turns == sorted(turns)
+        for caller in "xyz":
+            numbers = [ticket.number for ticket in self.desk.waiting if ticket.caller == caller]
+            assert numbers == sorted(set(numbers))
 
     @invariant()
     def every_ticket_is_either_waiting_or_granted_once_or_over(self) -> None:
@@ -505,3 +527,42 @@ def test_a_restarted_worker_holds_nothing() -> None:
     dispatcher.cancel(ticket)
     dispatcher.worker_ready("a", 1, 1, frozenset({"m"}))
     assert dispatcher._affinity._where == {}
+
+
+def test_a_worker_that_fails_at_once_is_not_tried_again_and_again() -> None:
+    dispatcher = Dispatcher(10, lambda: 0.5)
+    for name in "abc":
+        dispatcher.worker_ready(name, 1, 4, frozenset())
+    now, tried = 0.0, 0
+    for _ in range(300):
+        now += 0.02
+        dispatcher.forgive(now)
+        (ticket,) = dispatcher.arrive(Ticket("m"))
+        assert ticket.lease is not None
+        if ticket.lease.worker_id == "a":
+            tried += 1
+            dispatcher.failed(ticket.lease, now)
+        else:
+            dispatcher.answered(ticket.lease)
+        dispatcher.cancel(ticket)
+    assert 2 <= tried <= 9, "3 % of 300"
+    assert dispatcher.ready()[0].shunned
+
+
+def test_a_worker_on_trial_gets_one_request_and_with_its_answer_all_slots() -> None:
+    dispatcher = Dispatcher(10, lambda: 0.5)
+    dispatcher.worker_ready("a", 1, 4, frozenset())
+    for _ in range(2):
+        (ticket,) = dispatcher.arrive(Ticket("m"))
+        assert ticket.lease is not None
+        dispatcher.failed(ticket.lease, 0.0)
+        dispatcher.cancel(ticket)
+    assert dispatcher.next_trial_at() == 1.0
+    (only,) = dispatcher.arrive(Ticket("m"))
+    assert only.lease is not None, "a fleet of which all fail serves all the same"
+    dispatcher.cancel(only)
+    dispatcher.forgive(1.0)
+    (trial,) = dispatcher.arrive(Ticket("m"))
+    assert dispatcher.arrive(Ticket("m")) == []
+    assert trial.lease is not None
+    assert len(dispatcher.answered(trial.lease)) == 1

@@ -29,6 +29,14 @@ def test_nobody_saves_up_turns_by_staying_away() -> None:
     assert late[0] >= many[89], "a hundred turns that it did not ask for are not its own"
 
 
+def test_a_refused_ticket_costs_its_caller_no_turn() -> None:
+    turns = Turns()
+    first = turns.turn_of("a")
+    turns.turn_of("a")
+    turns.refused("a")
+    assert turns.turn_of("a") == first + 1
+
+
 def test_nothing_is_remembered_when_nobody_waits() -> None:
     turns = Turns()
     turns.served(turns.turn_of("a"), waiting=False)

@@ -265,3 +265,15 @@ def test_a_conversation_stays_with_the_worker_that_holds_it(faked: Chimera) -> N
         workers.append(answer.headers["x-chimera-worker"])
         said.append(answer.json()["message"])
     assert len(set(workers)) == 1, "both were free each time"
+
+
+def test_a_worker_that_refuses_at_once_is_seen_by_few_and_harms_nobody(faked: Chimera) -> None:
+    faked.env |= {"WORKERS": "cpu=3", "WORKER_SLOTS": "4"}
+    faked.start().ready(3)
+    bad = faked.instances()[0]
+    behave(faked, token_s=0.01, by_port={str(bad["port"]): {"status": 503}})
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: faked.client.post("/api/generate", json=GENERATE), range(300)))
+    assert [answer.status_code for answer in answers] == [200] * 300
+    saw_it = sum(answer.headers["x-chimera-attempts"] != "1" for answer in answers)
+    assert 1 <= saw_it <= 9, "3 % of 300"
