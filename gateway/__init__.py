@@ -5,10 +5,12 @@ The map, from the socket inwards:
 `door` accepts connections and hands them to Hypercorn; `asgi` turns each request into a call of `exchange`, or
 passes it to `app` (Quart: `admin`, health, `metrics`). `exchange` waits in `admission` for a lease, talks to the
 worker through `upstream`, relays, and tries another worker while nothing has been sent. `fleetwide` makes one
-answer of many workers'; `pulls` makes one pull of many clients'. The decisions are pure and stand apart: `dispatch`
-(who gets which slot), with `affinity` (who still holds a conversation's beginning), `fair` (whose turn it is) and
-`breaker` (who fails, and is passed over); `retry` (who is asked after a fault), `ollama` (which path who answers, what a body asks for,
-what an error says), `headers`, `errors` (what went wrong -> what the client is told), `auth` (who may administer).
+answer of many workers'; `pulls` makes one pull of many clients'.
+
+The decisions are pure and stand apart: `dispatch` (who gets which slot), with `affinity` (who still holds a
+conversation's beginning), `fair` (whose turn it is) and `breaker` (who fails, and is passed over); `retry` (who is
+asked after a fault), `ollama` (which path who answers, what a body asks for, what an error says), `headers`, `errors`
+(what went wrong -> what the client is told), `auth` (who may administer).
 
 The gateway never imports the supervisor. What it needs of it is `admin.FleetAdmin`; what the supervisor tells it
 arrives at `admission.Admission`. `supervisor/__main__.py` introduces the two.
