@@ -10,8 +10,9 @@ worker and wanted of it, `lifecycle` its table of states, `restart` its back-off
 `cgroup` gives each worker its own where systemd lets us; `sweep` ends what a former run left, `strays` what holds a
 GPU though nobody has it.
 
-What is asked: `probe` asks workers over HTTP, by `ask` what is asked often; `usage` says what their processes use,
-read from /proc by `procs`, `memory` how that grows, `oom` whether the kernel ended one for want of it.
+What is asked: `probe` asks workers over HTTP, by `ask` what is asked often, on the `beat` that all workers share;
+`usage` says what their processes use, read from /proc by `procs`, `memory` how that grows, `oom` whether the kernel
+ended one for want of it.
 
 GPUs: `gpu` reads them each second by `nvml`, `gpu_events` hears what the driver reports at once; both speak in the
 values of `gpu_reading`. `gpu_health` adds them up, one `gpu_state` per GPU, with the table in `xid`, into orders:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from supervisor.beat import beat
 from supervisor.procs import Census, Proc, private_bytes
 
 log = structlog.get_logger("usage")
@@ -77,7 +78,7 @@ class UsageMeter:
                     log.warning("workers' processes cannot be looked at", error=str(error))
                 failing = True
                 self.latest = {worker_id: usage for worker_id, usage in self.latest.items() if worker_id in pids}
-            await trio.sleep(INTERVAL_S)
+            await beat(INTERVAL_S, after_s=INTERVAL_S / 2)  # between two looks of the watches, which are on the beat
 
     def measure(self, leaders: Mapping[str, int], now: float) -> dict[str, Usage]:
         """Return the use of each worker's process group, also of one whose leader is gone. Blocks a little.

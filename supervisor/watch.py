@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
+from supervisor.beat import beat
 from supervisor.command import PRIMARY
 from supervisor.errors import NotAChatModel, StartFailed
 from supervisor.gpu import GpuReading
@@ -38,7 +39,10 @@ from supervisor.usage import Usage
 from supervisor.words import Trouble
 
 LOOK_INTERVAL_S = 1.0
-PROBE_INTERVAL_S = 2.0
+# A suspect is looked at more often: its limit is to be kept to the moment.
+SUSPECT_INTERVAL_S = 0.25
+# With these a hang is noticed within HANG_TIMEOUT_S and two seconds, and not before.
+PROBE_INTERVAL_S = 1.5
 PS_INTERVAL_S = 10.0
 # Once a probe has gone unanswered the next one follows soon.
 SILENT_INTERVAL_S = 0.2
@@ -115,7 +119,7 @@ class Watch:
                 nursery.start_soon(self._take_inventory)
                 nursery.start_soon(self._try_out)
             while not reason:
-                await _beat(LOOK_INTERVAL_S)
+                await beat(LOOK_INTERVAL_S if self.finding is None else SUSPECT_INTERVAL_S)
                 await trio.lowlevel.checkpoint_if_cancelled()  # the process may have exited in this very step
                 self._look_for_runner(nursery)
                 self._recycle_if_large()
@@ -162,11 +166,11 @@ class Watch:
             patience_s = min(5.0, max(0.5, hang_timeout_s / 6))  # several probes fit into the limit
             answered = await self.house.prober.version(self.port, timeout_s=patience_s) is not None
             self._silence = self._silence.after(answered=answered, asked_at=asked_at)
-            await _beat(PROBE_INTERVAL_S if answered else SILENT_INTERVAL_S)
+            await beat(PROBE_INTERVAL_S if answered else SILENT_INTERVAL_S)
 
     async def _take_inventory(self) -> None:
         while True:
-            await _beat(PS_INTERVAL_S, after_s=PROBE_INTERVAL_S / 2)  # not with a probe: it has the kept connection
+            await beat(PS_INTERVAL_S, after_s=PROBE_INTERVAL_S / 2)  # not with a probe: it has the kept connection
             await self._look_at_models()
 
     async def _look_at_models(self) -> None:
@@ -266,7 +270,7 @@ class Watch:
 
     async def _try_out(self) -> None:
         while True:
-            await _beat(LOOK_INTERVAL_S)
+            await beat(LOOK_INTERVAL_S)
             if self._stall is not None and self._progressed_since(self._stall.at):
                 self._stall = None
             if self.serving() and (self._stall is not None or self._canary_due()):
@@ -330,7 +334,8 @@ class Watch:
         now, limits = trio.current_time(), self.house.settings
         usage = self._usage()
         stopped = usage.stopped if usage is not None else frozenset()
-        self._stopped_since = (self._stopped_since or now) if stopped else None
+        seen_at = usage.measured_at if usage is not None else now
+        self._stopped_since = (self._stopped_since or seen_at) if stopped else None
         stalled = None
         if self._stall is not None:
             stalled = Finding("stalled", _stalled(self._stall), self._stall.at, Step.AVOID)
@@ -413,14 +418,6 @@ class Watch:
 
     def _record(self, event: str, *, level: str = "info", **fields: object) -> None:
         self.house.events.record(event, level=level, worker=self.spec.id, **fields)
-
-
-async def _beat(interval_s: float, after_s: float = 0.0) -> None:
-    """Sleep to the next of the moments that all workers share: to be woken together costs a quarter of it.
-
-    They are the multiples of the interval, each `after_s` later.
-    """
-    await trio.sleep_until(((trio.current_time() - after_s) // interval_s + 1) * interval_s + after_s)
 
 
 @dataclass(frozen=True, slots=True)

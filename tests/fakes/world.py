@@ -151,7 +151,8 @@ class World:
         leader = self.process.pid
         pids = frozenset({leader, leader + 1} if self.runner else {leader})
         stopped = pids if self.stopped else frozenset[int]()
-        return Usage(1, 0.0, pids, leader, private_bytes=self.private_bytes, stopped=stopped)
+        now = trio.current_time()
+        return Usage(1, 0.0, pids, leader, private_bytes=self.private_bytes, stopped=stopped, measured_at=now)
 
     def exits(self) -> None:
         if self.process is not None:
