@@ -914,9 +914,9 @@ def serve() -> int:
     except OSError as error:
         log(f"Error: listen tcp {host}:{port}: bind: {str(error.strerror).lower()}")
         return 1
-    listener.listen(1024)
-    log(f"fake ollama listens on {host}:{port}")
     log(discovery_line(keys.get("library", "cuda" if on_gpu() else "cpu")))
+    log(f"fake ollama listens on {host}:{port}")
+    listener.listen(1024)
 
     def accept() -> None:
         while True:

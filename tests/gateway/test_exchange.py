@@ -300,17 +300,17 @@ async def test_an_error_line_after_the_first_byte_is_relayed(hall: Hall) -> None
 
 
 async def test_a_request_that_gets_no_first_byte_is_given_to_one_more_worker(hall: Hall) -> None:
-    hall.patience(first_byte_timeout_s=0.05)
+    hall.patience(first_byte_timeout_s=0.5)
     silent = await hall.worker("a", hangs)
     await hall.worker("b", streams(LINE))
     reply = await ask(hall)
     assert (reply.body, reply.header("x-chimera-attempts")) == (LINE, "2")
-    assert [(who, phase, silent_s) for who, _, phase, silent_s in hall.silences] == [("a", "first byte", 0.05)]
+    assert [(who, phase, silent_s) for who, _, phase, silent_s in hall.silences] == [("a", "first byte", 0.5)]
     await silent.client_left.wait()
 
 
 async def test_a_request_that_gets_no_first_byte_twice_is_told_so(hall: Hall) -> None:
-    hall.patience(first_byte_timeout_s=0.05)
+    hall.patience(first_byte_timeout_s=0.5)
     servers = [await hall.worker(name, hangs) for name in "abc"]
     with pytest.raises(FirstByteTimeout):
         await ask(hall)
@@ -320,7 +320,7 @@ async def test_a_request_that_gets_no_first_byte_twice_is_told_so(hall: Hall) ->
 
 @pytest.mark.parametrize("sent", [[], [LINE]])
 async def test_a_silence_is_told_of_the_life_that_was_asked(hall: Hall, sent: list[bytes]) -> None:
-    hall.patience(stall_timeout_s=0.05)
+    hall.patience(stall_timeout_s=0.5)
 
     async def outlived(talk: Conversation) -> None:
         hall.admission.worker_lost("a")
@@ -333,11 +333,11 @@ async def test_a_silence_is_told_of_the_life_that_was_asked(hall: Hall, sent: li
         await ask(hall)
     except Stalled:
         assert not sent
-    assert hall.silences == [("a", worker.ready_at, "stall", 0.05)]
+    assert hall.silences == [("a", worker.ready_at, "stall", 0.5)]
 
 
 async def test_the_primarys_silence_is_not_the_watchs_news(hall: Hall) -> None:
-    hall.patience(stall_timeout_s=0.05)
+    hall.patience(stall_timeout_s=0.5)
     await hall.primary(starts(LINE, then=hangs))
     await hall.exchange.to_primary(request("/api/push"), b"{}", RecordingReply())
     assert hall.silences == []
@@ -446,7 +446,7 @@ async def test_a_broken_stream_of_declared_length_is_cut_for_nothing_can_be_adde
 
 
 async def test_a_worker_that_falls_silent_within_its_answer_is_told_of(hall: Hall) -> None:
-    hall.patience(stall_timeout_s=0.05)
+    hall.patience(stall_timeout_s=0.5)
     server = await hall.worker("a", starts(LINE, then=hangs))
     reply = await ask(hall)
     assert json.loads(reply.body.splitlines()[-1]) == {"error": "the worker fell silent within its answer"}
@@ -454,7 +454,7 @@ async def test_a_worker_that_falls_silent_within_its_answer_is_told_of(hall: Hal
 
 
 async def test_a_worker_that_falls_silent_after_its_head_is_not_replaced(hall: Hall) -> None:
-    hall.patience(stall_timeout_s=0.05)
+    hall.patience(stall_timeout_s=0.5)
     await hall.worker("a", starts(then=hangs))
     await hall.worker("b", says(b"never asked"))
     with pytest.raises(Stalled):
@@ -462,7 +462,7 @@ async def test_a_worker_that_falls_silent_after_its_head_is_not_replaced(hall: H
 
 
 async def test_no_first_byte_in_time_is_told(hall: Hall) -> None:
-    hall.patience(first_byte_timeout_s=0.05)
+    hall.patience(first_byte_timeout_s=0.5)
     server = await hall.worker("a", hangs)
     with pytest.raises(FirstByteTimeout):
         await ask(hall)

@@ -244,7 +244,7 @@ async def test_a_primary_that_is_lost_within_the_pull_ends_streams_with_an_error
 
 
 async def test_a_primary_that_falls_silent_is_told(desk: Desk) -> None:
-    desk.hall.patience(first_byte_timeout_s=0.05, stall_timeout_s=0.05)
+    desk.hall.patience(first_byte_timeout_s=0.5, stall_timeout_s=0.5)
     await desk.open(hangs, starts(MANIFEST, then=hangs), starts(MANIFEST, then=hangs))
     with pytest.raises(FirstByteTimeout):
         await desk.ask(RecordingReply())
