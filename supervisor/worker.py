@@ -126,7 +126,8 @@ class Worker(Standing):
                     await self._answer(process, port)
                     if computes_on_cpu(_written_since(self.log_path, log_begin)):
                         self._refuse_misplaced("Ollama found no GPU, and computes on the CPU without a word")
-                    nursery.start_soon(self._keep_watch, process, port, oom_mark, reasons, nursery.cancel_scope)
+                    self.watch = self._new_watch(process, port, oom_mark)  # there before its task has begun
+                    nursery.start_soon(self._keep_watch, self.watch, reasons, nursery.cancel_scope)
                     await self._warm(port)
                 if self.goal is Goal.RUN:
                     await self._serve(port)
@@ -147,15 +148,15 @@ class Worker(Standing):
             await self._news.wait()
         scope.cancel()
 
-    async def _keep_watch(
-        self, process: WorkerProcess, port: int, oom_mark: OomMark, reasons: list[str], scope: trio.CancelScope
-    ) -> None:
-        self.watch = Watch(
+    def _new_watch(self, process: WorkerProcess, port: int, oom_mark: OomMark) -> Watch:
+        return Watch(
             self.spec, self.house, process, port, self.placed, oom_mark,
             serving=lambda: self.state in SERVING, recycle=lambda cause: self.end(Goal.RESTART, cause=cause),
             holds=self._holds,
         )  # fmt: skip
-        reasons.append(await self.watch.run())
+
+    async def _keep_watch(self, watch: Watch, reasons: list[str], scope: trio.CancelScope) -> None:
+        reasons.append(await watch.run())
         scope.cancel()
 
     def _holds(self, models: frozenset[str]) -> None:

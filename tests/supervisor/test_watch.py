@@ -211,6 +211,20 @@ async def test_a_gpu_worker_on_the_cpu_is_restarted_once_then_shown_and_avoided(
         assert "chimera restart w1" in trouble.next
 
 
+async def test_a_degraded_worker_is_avoided_from_its_first_moment_also_without_a_required_model(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    world = World()
+    it = Worker(WorkerSpec("w1", CARD, 2), world.house(tmp_path, CANARY_AFTER_S="0"))
+    it.placed.restarts, it.placed.fault = 1, "computes on the CPU"
+    with world.patched():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.run)
+            await until(it, State.READY)
+            assert not trusted(world)
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_misplaced_worker_lets_its_answers_end_before_it_is_restarted(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:

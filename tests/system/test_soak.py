@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import trio
+import trio.testing
 from rich.console import Console
 
 from scripts.soak import soak
@@ -23,6 +24,7 @@ async def test_restarts_leave_no_task_behind(tmp_path: Path) -> None:
         workers = [here.launch(name) for name in ("w1", "w2")]
         for worker in workers:
             await until(worker, State.READY)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # their watches have begun
         before = trio.lowlevel.current_statistics().tasks_living
         for number in range(1, 11):
             for worker in workers:
@@ -31,6 +33,6 @@ async def test_restarts_leave_no_task_behind(tmp_path: Path) -> None:
                 with trio.fail_after(20):
                     while worker.restarts < number or worker.state is not State.READY:
                         await worker.wait_changed()
-        with trio.fail_after(5):  # a probe that is under way is a task for a moment
+        with trio.fail_after(20):  # a probe that is under way is a task for a moment
             while trio.lowlevel.current_statistics().tasks_living > before:
                 await trio.sleep(0.01)
