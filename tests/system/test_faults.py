@@ -40,10 +40,12 @@ def test_a_worker_lost_before_its_first_byte_costs_the_client_nothing(faked: Chi
     first = faked.instances()[0]
     behave(faked, by_port={str(first["port"]): {"die_on_request": True}})
 
-    answers = [faked.client.post("/api/generate", json=GENERATE | {"stream": False}) for _ in range(4)]
-
-    assert [answer.status_code for answer in answers] == [200] * 4
-    assert "2" in {answer.headers["x-chimera-attempts"] for answer in answers}
+    for _ in range(60):  # which of two idle workers is asked is chance
+        answer = faked.client.post("/api/generate", json=GENERATE | {"stream": False})
+        assert answer.status_code == 200
+        if answer.headers["x-chimera-attempts"] == "2":
+            break
+    assert answer.headers["x-chimera-attempts"] == "2"
     behave(faked)
     wait_for(lambda: faked.instance(first["id"])["restarts"] >= 1)
     faked.ready(2)
