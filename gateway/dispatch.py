@@ -2,123 +2,54 @@
 
 No await, no clock, no I/O: in trio a function without `await` cannot be interleaved, so there is no lock. The
 invariants, each held by a property test: never more leases on a worker than it has slots; no ticket waits
-beside a free slot that it could use; an avoided worker gets a lease only when no well worker could ever take that
-ticket; every ticket and lease ends exactly once.
+beside a free slot that it could use; a worker that is passed over gets a lease only when no well worker could ever
+take that ticket; every ticket and lease ends exactly once.
+
+So a ticket that comes can only be given a slot itself, and a slot that becomes free can only be given to one that
+waits; the rest of the world is looked at when a worker comes, goes or changes.
 """
 
-from bisect import insort
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from gateway.affinity import NO_PREFIX, Affinity, Kept, Life, Prefix
-from gateway.breaker import Breaker
+from gateway.affinity import Affinity, Life
 from gateway.errors import NoWorkerWanted, QueueFull
 from gateway.fair import Turns
+from gateway.line import Line
+from gateway.pace import Paces
+from gateway.slots import Lease, Ticket, WorkerSlots, any_well
 
+__all__ = ["Dispatcher", "Lease", "Ticket", "WorkerSlots"]
 
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request waiting for a slot. `excluded` are the lives of workers that it has tried.
-
-    `caller` is whom it is to be fair to, `prefix` how its prompt begins; they stand by `turn`, then by `number`.
-    """
-
-    model: str | None
-    caller: str = ""
-    prefix: Prefix = NO_PREFIX
-    number: int = 0
-    turn: float = 0.0
-    excluded: frozenset[Life] = frozenset()
-    lease: "Lease | None" = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lease:
-    """A granted slot. `worker` is the life that it belongs to, also when a newer one has the same id by now."""
-
-    worker: "WorkerSlots"
-    model: str | None
-    kept: Kept
-
-    @property
-    def worker_id(self) -> str:
-        """The worker's name."""
-        return self.worker.id
-
-    @property
-    def port(self) -> int:
-        """Where the worker listens."""
-        return self.worker.port
-
-    @property
-    def life(self) -> Life:
-        """The life of the worker that the slot belongs to."""
-        return self.worker.life
-
-
-@dataclass(slots=True, eq=False)
-class WorkerSlots:
-    """One life of a ready worker as the dispatcher sees it.
-
-    The times are trio's clock, written by who has one: `ready_at` names the life to the supervisor, `progress_at` is
-    when the last byte of an answer came, `idle_since` when its last lease ended (or it became ready).
-    """
-
-    id: str
-    generation: int
-    port: int
-    slots: int
-    loaded: frozenset[str]
-    cordoned: bool = False
-    avoided: bool = False
-    breaker: Breaker = field(default_factory=Breaker)
-    leases: set[Lease] = field(default_factory=set)
-    ready_at: float = 0.0
-    progress_at: float | None = None
-    idle_since: float = 0.0
-
-    @property
-    def life(self) -> Life:
-        """Which life of the worker this is."""
-        return (self.id, self.generation)
-
-    @property
-    def free(self) -> bool:
-        """Whether it has a slot to give. While it is on trial, one request at a time may try it."""
-        return not self.cordoned and len(self.leases) < (1 if self.breaker.trial else self.slots)
-
-    @property
-    def shunned(self) -> bool:
-        """Whether it is passed over while anybody else could do: by the supervisor's word, or for what it failed."""
-        return self.avoided or self.breaker.open_until is not None
-
-    @property
-    def well(self) -> bool:
-        """Whether tickets may wait for it."""
-        return not self.cordoned and not self.shunned
-
-    def holds(self, model: str | None) -> bool:
-        """Say whether a model is loaded, or being loaded for a lease that it has."""
-        return model is None or model in self.loaded or any(lease.model == model for lease in self.leases)
-
-    def learn(self, model: str | None, *, loaded: bool) -> None:
-        """Take from an answer whether a model is loaded now."""
-        if model is not None and (model in self.loaded) is not loaded:
-            self.loaded = self.loaded ^ {model}
+# How often a ticket may be passed by others that stand behind it, per slot of the worker that they are given to: by
+# one with a priority, or by one whose model is loaded there while its own is not. More would be starvation.
+PASSES_PER_SLOT = 4
+# How long a worker is passed over for a model that it could not load.
+COOL_S = 30.0
+# All bodies that wait together.
+QUEUE_BYTES = 1024**3
 
 
 class Dispatcher:
-    """Workers, tickets and leases. Every method returns the tickets it granted, each with its `lease` set."""
+    """Workers, tickets and leases. Every method returns the tickets whose waiting it ended.
 
-    def __init__(self, queue_size: int, random_unit: Callable[[], float]) -> None:
-        """`random_unit` draws a number in [0, 1): it breaks ties, so that equals share evenly."""
+    Each of them has its `lease`; but one that `arrive` put out of a full queue is `displaced`.
+    """
+
+    def __init__(self, queue_size: int, random_unit: Callable[[], float], queue_bytes: int = QUEUE_BYTES) -> None:
+        """`random_unit` draws a number in [0, 1): it breaks ties, so that equals share evenly.
+
+        The queue holds at most `queue_size` tickets, and `queue_bytes` of their bodies.
+        """
         self.queue_size = queue_size
+        self.queue_bytes = queue_bytes
         self.wanted_workers: int | None = None
         self._random_unit = random_unit
         self._workers: dict[str, WorkerSlots] = {}
-        self._waiting: list[Ticket] = []
+        self._line = Line()
         self._turns = Turns()
         self._affinity = Affinity()
+        self._paces = Paces()
         self._generation = 0
         self._number = 0
 
@@ -137,20 +68,40 @@ class Dispatcher:
             self._number += 1
             ticket.number, ticket.turn = self._number, self._turns.turn_of(ticket.caller)
         ticket.lease = None  # the one it had is over
-        insort(self._waiting, ticket, key=_place)
-        granted = self._grant()
-        if ticket not in granted and not again and len(self._waiting) > self.queue_size:
-            self._waiting.remove(ticket)
-            self._turns.refused(ticket.caller)
-            raise QueueFull
-        return granted
+        fitting = [worker for worker in self._workers.values() if worker.free and self._may_use(worker, ticket)]
+        if fitting:
+            self._give(ticket, self._soonest(ticket, fitting))
+            self._turns.served(ticket.turn, waiting=bool(self._line))
+            return [ticket]
+        displaced = [] if again else self._room_for(ticket)
+        self._line.add(ticket)
+        return displaced
+
+    def _room_for(self, ticket: Ticket) -> list[Ticket]:
+        """Return the tickets that had to leave the queue for this one, mostly none. Raises QueueFull."""
+        displaced: list[Ticket] = []
+        while (full := len(self._line) >= self.queue_size) or self._line.bytes + ticket.body_bytes > self.queue_bytes:
+            leaves = self._line.displaceable_by(ticket, bytes_short=not full)
+            if leaves is None:
+                self._turns.refused(ticket.caller)
+                for one in displaced:  # it would not have been enough
+                    one.displaced = False
+                    self._line.add(one)
+                ticket.number = 0
+                raise QueueFull
+            self._line.remove(leaves)
+            leaves.displaced = True
+            displaced.append(leaves)
+        for one in displaced:
+            self._turns.refused(one.caller)
+        return displaced
 
     def cancel(self, ticket: Ticket) -> list[Ticket]:
         """Take back a ticket, waiting or granted."""
         if ticket.lease is not None:
             return self.release(ticket.lease)
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
+        if ticket.waiting:
+            self._line.remove(ticket)
         return []
 
     def release(self, lease: Lease) -> list[Ticket]:
@@ -160,7 +111,7 @@ class Dispatcher:
         if worker is None or lease not in worker.leases:
             return []
         worker.leases.remove(lease)
-        return self._grant()
+        return self._grant([worker])
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -171,7 +122,7 @@ class Dispatcher:
         self._forget(worker_id)
         self._generation += 1
         self._workers[worker_id] = WorkerSlots(
-            worker_id, self._generation, port, slots, models, cordoned, ready_at=now, idle_since=now
+            worker_id, self._generation, port, slots, models, cordoned, polled=models, ready_at=now, idle_since=now
         )
         return self._grant()
 
@@ -184,6 +135,7 @@ class Dispatcher:
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
             self._affinity.forget(worker.life)
+            self._paces.forget(worker.life)
 
     def cordon(self, worker_id: str) -> list[Ticket]:
         """Give no new lease to a worker. With the last well one cordoned, avoided ones serve."""
@@ -200,48 +152,71 @@ class Dispatcher:
     def avoid(self, worker_id: str, *, avoided: bool) -> list[Ticket]:
         """Keep tickets away from a worker, or end that: they wait for a well one as long as there is any.
 
-        Well means in service, not cordoned, not avoided, and not tried by the ticket before. A fleet in which all
+        Well means in service, not cordoned, not passed over, and not tried by the ticket before. A fleet in which all
         are avoided serves as if none were.
         """
         if worker := self._workers.get(worker_id):
             worker.avoided = avoided
         return self._grant()
 
+    def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
+        """Learn what a worker has loaded."""
+        if worker := self._workers.get(worker_id):
+            worker.told(models)
+            self._affinity.holds_only(worker.life, models)
+
+    # -- what answers tell of a worker ---------------------------------------------------------------------------
+
     def failed(self, lease: Lease, now: float) -> list[Ticket]:
         """A request failed at a worker before its first byte; after some it is passed over for a while."""
         lease.worker.breaker = lease.worker.breaker.failed(now)
         return self._grant()  # with the last well one passed over, all serve
 
+    def cool(self, lease: Lease, now: float) -> list[Ticket]:
+        """A worker could not load a model: it is passed over for that model, and for no other, for COOL_S."""
+        lease.worker.cooled[lease.model] = now + COOL_S
+        lease.worker.learn(lease.model, loaded=False)
+        return self._grant()
+
     def answered(self, lease: Lease) -> list[Ticket]:
         """A worker has begun to answer."""
-        if lease.worker.breaker.failures == 0:  # nearly every time
+        worker = lease.worker
+        if worker.breaker.failures == 0 and not worker.cooled:  # nearly every time
             return []
-        lease.worker.breaker = lease.worker.breaker.answered()
+        worker.breaker = worker.breaker.answered()
+        worker.cooled.pop(lease.model, None)
         return self._grant()
+
+    def took(self, lease: Lease, seconds_per_token: float) -> None:
+        """An answer of a worker took so long for each of its tokens."""
+        if self._workers.get(lease.worker_id) is lease.worker:
+            self._paces.took(lease.life, lease.model, seconds_per_token)
 
     def forgive(self, now: float) -> list[Ticket]:
         """Let workers be tried whose pause is over."""
         for worker in self._workers.values():
             worker.breaker = worker.breaker.at(now)
+            for model in [model for model, until in worker.cooled.items() if until <= now]:
+                del worker.cooled[model]
         return self._grant()
 
     def next_trial_at(self) -> float | None:
         """Return when the next of the workers that are passed over may be tried, None when none is."""
         pauses = [at for worker in self._workers.values() if (at := worker.breaker.open_until) is not None]
-        return min(pauses, default=None)
-
-    def worker_models(self, worker_id: str, models: frozenset[str]) -> None:
-        """Learn what a worker has loaded."""
-        if worker := self._workers.get(worker_id):
-            worker.loaded = models
-            self._affinity.holds_only(worker.life, models)
+        cooled = [until for worker in self._workers.values() for until in worker.cooled.values()]
+        return min((*pauses, *cooled), default=None)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> list[Ticket]:
-        """The tickets that wait, oldest first."""
-        return self._waiting
+        """The tickets that wait, in the order of their turns."""
+        return self._line.tickets
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the bodies of the tickets that wait take."""
+        return self._line.bytes
 
     def inflight(self, worker_id: str) -> int:
         """How many leases a worker has."""
@@ -262,33 +237,70 @@ class Dispatcher:
 
     # -- the decision --------------------------------------------------------------------------------------------
 
-    def _grant(self) -> list[Ticket]:
-        """Give every free slot to the ticket whose turn it is among those that can use it."""
+    def _grant(self, changed: Iterable[WorkerSlots] | None = None) -> list[Ticket]:
+        """Give the free slots of `changed` workers (None: of all) to those whose turn it is, if they can use them."""
         granted: list[Ticket] = []
-        free = [worker for worker in self._workers.values() if worker.free] if self._waiting else []
-        well = [worker for worker in self._workers.values() if worker.well] if free else []
-        for ticket in list(self._waiting):
-            if not free:
-                break
-            fitting = _fitting(ticket, free, well)
-            if not fitting:
-                continue
-            worker = self._soonest(ticket, fitting)
-            kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)
-            ticket.lease = Lease(worker, ticket.model, kept)
-            worker.leases.add(ticket.lease)
-            self._waiting.remove(ticket)
-            self._turns.served(ticket.turn, waiting=bool(self._waiting))
-            granted.append(ticket)
-            if not worker.free:
-                free.remove(worker)
+        if not self._line:
+            return granted
+        for worker in list(self._workers.values()) if changed is None else changed:
+            while worker.free and (ticket := self._next_for(worker)) is not None:
+                best = worker if changed is not None else self._soonest(ticket, self._fitting(ticket))
+                self._line.remove(ticket)
+                self._give(ticket, best)
+                granted.append(ticket)
+        if granted and not self._line:
+            self._turns.nobody_waits()
         return granted
+
+    def _next_for(self, worker: WorkerSlots) -> Ticket | None:
+        """Return the ticket that a worker's free slot goes to: whose turn it is, but that two others may pass it.
+
+        One with a higher priority; and one whose model is loaded there while its own is not: else two models that
+        do not fit beside each other would push each other out with every request.
+        """
+        if worker.shunned and not self._line.tried_again and any(map(_plainly_well, self._workers.values())):
+            return None  # all wait for that other one, however many they are
+        fits = partial(self._may_use, worker)
+        head = chosen = self._line.first(fits)
+        if head is None or chosen is None:
+            return None
+        most = PASSES_PER_SLOT * worker.slots
+        if head.passed < most:
+            chosen = self._line.most_urgent(head, fits)
+        if chosen.passed < most and worker.rank(chosen) == 2:
+            least = chosen.priority
+            warm = self._line.first_for(
+                {*worker.held(), None}, lambda one: one.priority >= least and worker.suits(one) and fits(one)
+            )
+            if warm is not None:
+                if chosen is not head:
+                    chosen.passed += 1
+                chosen = warm
+        if chosen is head:
+            self._turns.served(head.turn, waiting=True)
+        else:
+            head.passed += 1
+        return chosen
+
+    def _may_use(self, worker: WorkerSlots, ticket: Ticket) -> bool:
+        """Say whether a ticket may have a slot of a worker, be there one or not; the worker is not cordoned."""
+        if ticket.excluded and worker.life in ticket.excluded:
+            return False
+        return not worker.shuns(ticket.model) or not any_well(self._workers.values(), ticket)
+
+    def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
+        return [worker for worker in self._workers.values() if worker.free and self._may_use(worker, ticket)]
+
+    def _give(self, ticket: Ticket, worker: WorkerSlots) -> None:
+        kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)
+        ticket.lease = Lease(worker, ticket.model, kept)
+        worker.take(ticket.lease, ticket.load_options)
 
     def _soonest(self, ticket: Ticket, fitting: list[WorkerSlots]) -> WorkerSlots:
         """Return the worker that will answer soonest, of those with a free slot.
 
-        One that has the model loaded; then one that holds the longest beginning of the prompt; then the emptier one;
-        then at random among equals.
+        One that has the model loaded; then one that holds the longest beginning of the prompt; then the emptier one,
+        a slow one counting as fuller than it is; then at random among equals.
         """
         if len(fitting) == 1:
             return fitting[0]
@@ -296,23 +308,20 @@ class Dispatcher:
         return min(
             fitting,
             key=lambda worker: (
-                not worker.holds(ticket.model),
+                worker.rank(ticket),
                 worker.life not in warm,
-                len(worker.leases) / worker.slots,
+                self._fullness(worker, ticket.model),
                 self._random_unit(),
             ),
         )
 
+    def _fullness(self, worker: WorkerSlots, model: str | None) -> float:
+        """Return how full a worker is, of 1; a slow one, even idle, as if so many times its next lease were there."""
+        slowness = self._paces.slowness(worker.life, model)
+        return (
+            len(worker.leases) / worker.slots if slowness == 1 else (len(worker.leases) + 1) / worker.slots * slowness
+        )
 
-def _place(ticket: Ticket) -> tuple[float, int]:
-    """Return where a ticket stands among those that wait."""
-    return (ticket.turn, ticket.number)
 
-
-def _fitting(ticket: Ticket, free: list[WorkerSlots], well: list[WorkerSlots]) -> list[WorkerSlots]:
-    """Return the workers of `free` that a ticket may be given to; `well` are the well ones, free or not."""
-    if not ticket.excluded:  # nearly every ticket
-        return [worker for worker in free if not worker.shunned] if well else free
-    if any(worker.life not in ticket.excluded for worker in well):
-        return [worker for worker in free if not worker.shunned and worker.life not in ticket.excluded]
-    return [worker for worker in free if worker.life not in ticket.excluded]
+def _plainly_well(worker: WorkerSlots) -> bool:
+    return not worker.cordoned and not worker.shunned and not worker.cooled

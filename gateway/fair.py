@@ -27,7 +27,14 @@ class Turns:
             self._next[caller] -= 1.0
 
     def served(self, turn: float, *, waiting: bool) -> None:
-        """A ticket has got its slot; `waiting` says whether others still wait."""
+        """A ticket has got its slot when it was its turn; `waiting` says whether others still wait.
+
+        Not told of those that passed others: they have not moved the line on.
+        """
         self._served = max(self._served, turn)  # never back: who comes again stands before all who came later
         if not waiting:
-            self._next.clear()
+            self.nobody_waits()
+
+    def nobody_waits(self) -> None:
+        """The line is empty: everybody begins anew."""
+        self._next.clear()

@@ -25,7 +25,19 @@ PURE = {
         "gpu_health",
         "gpu_state",
     },
-    "gateway": {"errors", "ollama", "dispatch", "affinity", "breaker", "fair", "headers", "retry"},
+    "gateway": {
+        "errors",
+        "ollama",
+        "dispatch",
+        "affinity",
+        "breaker",
+        "fair",
+        "headers",
+        "line",
+        "pace",
+        "retry",
+        "slots",
+    },
 }
 # What a pure module must not know: tasks, the network, the machine, the clock, chance.
 IMPURE = {"trio", "httpx", "os", "subprocess", "time", "random", "socket", "psutil", "secrets", "threading", "asyncio"}

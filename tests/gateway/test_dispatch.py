@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from gateway.affinity import BLOCK_BYTES, prefix_of
-from gateway.dispatch import Dispatcher, Ticket, WorkerSlots
+from gateway.dispatch import COOL_S, PASSES_PER_SLOT, Dispatcher, Ticket, WorkerSlots
 from gateway.errors import NoWorkerWanted, QueueFull
 
 NONE: frozenset[str] = frozenset()
@@ -317,6 +317,7 @@ def test_a_new_life_is_not_avoided() -> None:
 
 WORKERS = st.sampled_from("abc")
 MODELS = st.sampled_from(["m", "n", None])
+QUEUE_BYTES = 12
 
 
 class Rush(RuleBasedStateMachine):
@@ -326,7 +327,7 @@ class Rush(RuleBasedStateMachine):
 
     @initialize(queue_size=st.integers(0, 4), seed=st.integers(0, 9))
     def open(self, queue_size: int, seed: int) -> None:
-        self.desk = dispatcher(queue_size, random.Random(seed).random)
+        self.desk = Dispatcher(queue_size, random.Random(seed).random, QUEUE_BYTES)
         self.grants: dict[Ticket, int] = {}
         self.ended: set[Ticket] = set()
         self.now = 0.0
@@ -334,33 +335,46 @@ class Rush(RuleBasedStateMachine):
     def may_use(self, ticket: Ticket, worker: WorkerSlots) -> bool:
         """Whether the ticket may have a slot of the worker, be there one or not."""
         others = [other for other in self.desk.ready() if other.life not in ticket.excluded and not other.cordoned]
-        wanted = [other for other in others if not other.shunned] or others
+        wanted = [other for other in others if not other.shuns(ticket.model)] or others
         return worker in wanted
 
-    def note(self, granted: list[Ticket]) -> None:
-        for ticket in granted:
+    def note(self, ended: list[Ticket]) -> None:
+        for ticket in ended:
+            if ticket.displaced:
+                assert ticket.lease is None
+                assert ticket not in self.desk.waiting
+                self.ended.add(ticket)
+                continue
             assert ticket.lease is not None
             assert ticket not in self.desk.waiting
             assert self.may_use(ticket, ticket.lease.worker)
             self.grants[ticket] += 1
 
-    @rule(target=held, model=MODELS, caller=st.sampled_from("xyz"), blocks=st.integers(0, 3))
-    def arrive(self, model: str | None, caller: str, blocks: int) -> Ticket:
+    @rule(
+        target=held, model=MODELS, caller=st.sampled_from("xyz"), blocks=st.integers(0, 3),
+        load_options=st.sampled_from(["", "", "num_ctx=8"]), priority=st.sampled_from([0, 0, 1, 2]),
+        body_bytes=st.integers(0, 9),
+    )  # fmt: skip
+    def arrive(
+        self, model: str | None, caller: str, blocks: int, load_options: str, priority: int, body_bytes: int
+    ) -> Ticket:
         prefix = prefix_of("m", [caller.encode() * BLOCK_BYTES * blocks], continues=True)
-        ticket = Ticket(model, caller, prefix)
+        ticket = Ticket(model, caller, prefix, load_options, priority, body_bytes)
         self.grants[ticket] = 0
         free = any(worker.free and self.may_use(ticket, worker) for worker in self.desk.ready())
-        full = len(self.desk.waiting) >= self.desk.queue_size
+        full = len(self.desk.waiting) >= self.desk.queue_size or self.desk.waiting_bytes + body_bytes > QUEUE_BYTES
+        before = len(self.desk.waiting)
         try:
             granted = self.desk.arrive(ticket)
         except QueueFull:
             assert full
             assert not free
             assert ticket not in self.desk.waiting
+            assert len(self.desk.waiting) == before, "nobody leaves for one who does not come in"
             self.ended.add(ticket)
         else:
-            assert free or not full
             assert (granted == [ticket]) is free
+            assert free or not full or any(one.displaced for one in granted)
             self.note(granted)
         return ticket
 
@@ -402,9 +416,19 @@ class Rush(RuleBasedStateMachine):
             self.note(self.desk.failed(ticket.lease, self.now))
 
     @rule(ticket=held)
-    def answer(self, ticket: Ticket) -> None:
+    def fail_to_load(self, ticket: Ticket) -> None:
+        if ticket.lease is not None and ticket not in self.ended:
+            self.note(self.desk.cool(ticket.lease, self.now))
+
+    @rule(ticket=held, seconds_per_token=st.sampled_from([0.01, 0.1, 1.0]))
+    def answer(self, ticket: Ticket, seconds_per_token: float) -> None:
         if ticket.lease is not None and ticket not in self.ended:
             self.note(self.desk.answered(ticket.lease))
+            self.desk.took(ticket.lease, seconds_per_token)
+
+    @rule(name=WORKERS, models=st.frozensets(st.sampled_from("mn")))
+    def worker_models(self, name: str, models: frozenset[str]) -> None:
+        self.desk.worker_models(name, models)
 
     @rule(pause_s=st.sampled_from([0.5, 2.0, 60.0]))
     def time_passes(self, pause_s: float) -> None:
@@ -443,6 +467,18 @@ class Rush(RuleBasedStateMachine):
                 assert not waiting
             else:
                 assert (times, ticket.lease is None) == ((0, True) if waiting else (1, False))
+
+    @invariant()
+    def the_queue_is_within_its_bounds(self) -> None:
+        waiting = self.desk.waiting
+        again = sum(bool(ticket.excluded) for ticket in waiting)
+        assert len(waiting) <= self.desk.queue_size + again
+        assert self.desk.waiting_bytes == sum(ticket.body_bytes for ticket in waiting)
+        assert self.desk.waiting_bytes <= QUEUE_BYTES + sum(ticket.body_bytes for ticket in waiting if ticket.excluded)
+
+    @invariant()
+    def nobody_is_passed_without_end(self) -> None:
+        assert all(ticket.passed <= PASSES_PER_SLOT * 3 for ticket in self.desk.waiting)
 
     @invariant()
     def every_lease_belongs_to_a_ticket_that_is_not_over(self) -> None:
@@ -566,3 +602,201 @@ def test_a_worker_on_trial_gets_one_request_and_with_its_answer_all_slots() -> N
     assert dispatcher.arrive(Ticket("m")) == []
     assert trial.lease is not None
     assert len(dispatcher.answered(trial.lease)) == 1
+
+
+# -- passing: a loaded model, a priority, and the bound --------------------------------------------------------------
+
+
+def served_next(desk: Dispatcher, running: Ticket) -> Ticket:
+    (ticket,) = desk.cancel(running)
+    return ticket
+
+
+def test_two_models_that_do_not_fit_beside_each_other_do_not_take_turns_with_every_request() -> None:
+    desk = dispatcher(100)
+    ready(desk, "a", 1, "n")
+    desk.worker_models("a", frozenset({"m"}))  # n went when m came: there is room for one
+    running = arrived(desk, "m")
+    for _ in range(6):
+        arrived(desk, "n")
+        arrived(desk, "m")
+    order = []
+    for _ in range(12):
+        running = served_next(desk, running)
+        order.append(running.model)
+    changes = sum(one != two for one, two in zip(["m", *order], order, strict=False))
+    assert changes <= 4, f"{order}: each change is a load"
+    assert order.index("n") <= PASSES_PER_SLOT, "and the first of the others does not wait for ever"
+
+
+def test_an_unloaded_model_waits_for_nobody_when_it_is_alone() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 1, "m")
+    running, other = arrived(desk, "m"), arrived(desk, "n")
+    assert served_next(desk, running) is other
+
+
+def test_a_worker_with_room_for_both_models_learns_so_and_nobody_is_passed() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 1, "m")
+    desk.worker_models("a", frozenset({"m", "n"}))
+    running, other, later = arrived(desk, "m"), arrived(desk, "n"), arrived(desk, "m")
+    assert served_next(desk, running) is other
+    assert served_next(desk, other) is later
+
+
+def test_what_was_pushed_out_of_a_worker_is_known_before_it_is_asked_again() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 1, "m")
+    desk.cancel(arrived(desk, "n"))
+    desk.worker_models("a", frozenset({"n"}))  # so m went when n came
+    (worker,) = desk.ready()
+    assert worker.room == 1
+    arrived(desk, "m")
+    assert worker.held() == {"m"}
+
+
+def test_the_same_model_with_other_load_options_is_a_load_too() -> None:
+    desk = dispatcher(random_unit=lambda: 0.0)
+    ready(desk, "a", 4, "m")
+    ready(desk, "b", 4, "m")
+    big = Ticket("m", load_options="num_ctx=32768")
+    desk.arrive(big)
+    others = [arrived(desk) for _ in range(3)]
+    assert {place(one) for one in others} == {"b" if place(big) == "a" else "a"}
+    second = Ticket("m", load_options="num_ctx=32768")
+    desk.arrive(second)
+    assert place(second) == place(big)
+
+
+def test_a_higher_priority_goes_first_and_does_not_starve_the_rest() -> None:
+    desk = dispatcher(1000)
+    ready(desk, "a", 1, "m")
+    running = arrived(desk)
+    plain = [arrived(desk) for _ in range(2)]
+    urgent = [Ticket("m", "vip", priority=5) for _ in range(40)]
+    for ticket in urgent:
+        desk.arrive(ticket)
+    order = []
+    for _ in range(20):
+        running = served_next(desk, running)
+        order.append(running)
+    assert order[0] in urgent
+    assert order.index(plain[0]) <= PASSES_PER_SLOT
+    assert [one for one in order if one in urgent] == urgent[: len(order) - sum(one in plain for one in order)]
+
+
+# -- the full queue --------------------------------------------------------------------------------------------------
+
+
+def test_one_callers_full_queue_is_not_full_for_another() -> None:
+    desk = dispatcher(4)
+    ready(desk, "a", 1)
+    arrived(desk)
+    greedy = [Ticket("m", "greedy") for _ in range(4)]
+    for ticket in greedy:
+        desk.arrive(ticket)
+    modest = Ticket("m", "modest")
+    assert desk.arrive(modest) == [greedy[-1]]
+    assert (greedy[-1].displaced, greedy[-1].lease) == (True, None)
+    assert modest in desk.waiting
+    with pytest.raises(QueueFull):
+        desk.arrive(Ticket("m", "greedy"))
+
+
+def test_a_queue_full_of_equals_refuses() -> None:
+    desk = dispatcher(3)
+    ready(desk, "a", 1)
+    arrived(desk)
+    for caller in "xyz":
+        desk.arrive(Ticket("m", caller))
+    with pytest.raises(QueueFull):
+        desk.arrive(Ticket("m", "late"))
+    assert [ticket.caller for ticket in desk.waiting] == ["x", "y", "z"]
+
+
+def test_the_queue_is_bounded_in_bytes_too() -> None:
+    desk = Dispatcher(100, lambda: 0.5, queue_bytes=1000)
+    ready(desk, "a", 1)
+    arrived(desk)
+    for _ in range(3):
+        desk.arrive(Ticket("m", "greedy", body_bytes=300))
+    with pytest.raises(QueueFull):
+        desk.arrive(Ticket("m", "greedy", body_bytes=300))
+    assert [one.body_bytes for one in desk.arrive(Ticket("m", "modest", body_bytes=200))] == [300]
+    assert desk.waiting_bytes == 800
+    desk.arrive(Ticket("m", "greedy"))
+    assert len(desk.waiting) == 4
+
+
+def test_what_would_not_make_enough_room_is_not_thrown_out() -> None:
+    desk = Dispatcher(100, lambda: 0.5, queue_bytes=1000)
+    ready(desk, "a", 1)
+    arrived(desk)
+    small = [Ticket("m", "some", body_bytes=500) for _ in range(2)]
+    for ticket in small:
+        desk.arrive(ticket)
+    with pytest.raises(QueueFull):
+        desk.arrive(Ticket("m", "other", body_bytes=900))
+    assert desk.waiting == small
+    assert not any(ticket.displaced for ticket in small)
+
+
+# -- a model that a worker cannot load, a worker that is slow --------------------------------------------------------
+
+
+def test_a_worker_that_cannot_load_a_model_is_passed_over_for_that_model_alone() -> None:
+    desk = dispatcher(random_unit=lambda: 0.0)
+    ready(desk, "a", 4)
+    ready(desk, "b", 4)
+    failing = arrived(desk, "m")
+    assert failing.lease is not None
+    bad = place(failing)
+    desk.cool(failing.lease, now=10.0)
+    desk.cancel(failing)
+    assert {place(arrived(desk, "m")) for _ in range(4)} == {"b" if bad == "a" else "a"}
+    assert place(arrived(desk, "x")) == bad
+    assert desk.next_trial_at() == 10.0 + COOL_S
+    waiting = arrived(desk, "m")
+    assert place(waiting) is None, "it waits for the one that can"
+    assert desk.forgive(10.0 + COOL_S) == [waiting]
+
+
+def test_a_fleet_of_which_none_could_load_a_model_tries_again() -> None:
+    desk = dispatcher()
+    ready(desk, "a", 1)
+    first = arrived(desk)
+    assert first.lease is not None
+    desk.cool(first.lease, now=0.0)
+    desk.cancel(first)
+    assert place(arrived(desk)) == "a"
+
+
+def test_a_worker_ten_times_slower_gets_what_the_others_cannot_take() -> None:
+    desk = dispatcher(random_unit=random.Random(1).random)
+    for name in "abc":
+        ready(desk, name, 4, "m")
+    counts = dict.fromkeys("abc", 0)
+    for _ in range(300):
+        ticket = arrived(desk)
+        assert ticket.lease is not None
+        counts[ticket.lease.worker_id] += 1
+        desk.took(ticket.lease, 0.5 if ticket.lease.worker_id == "c" else 0.05)
+        desk.cancel(ticket)
+    assert 1 <= counts["c"] < 15, "and it is tried again now and then"
+    held = [arrived(desk) for _ in range(12)]
+    assert sorted(str(place(one)) for one in held) == sorted("abc" * 4), "no slot is idle while a ticket waits"
+
+
+def test_ten_thousand_wait_and_two_hundred_workers_answer() -> None:
+    """Not timed here; `make bench` times it. That a scan of all of them would show is what this is for."""
+    desk = dispatcher(10_000, random.Random(3).random)
+    for number in range(256):
+        ready(desk, f"w{number}", 1, "m")
+    running = [arrived(desk) for _ in range(256)]
+    for number in range(10_000):
+        desk.arrive(Ticket("m", f"caller {number % 50}"))
+    for _ in range(2_000):
+        running += desk.cancel(running.pop(0))
+    assert len(running) == 256
+    assert len(desk.waiting) == 8_000
