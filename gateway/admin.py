@@ -170,6 +170,10 @@ def make_admin(fleet: FleetAdmin, admission: Admission, token: str | None) -> Bl
     async def instances() -> Response:
         return answered({"instances": fleet.instances(), "queue": admission.queue(), "primary": fleet.primary()})
 
+    @admin.get("/queue")
+    async def queue() -> Response:
+        return answered({"queue": admission.queue(), "tickets": admission.tickets()})
+
     @admin.post("/instances/spawn")
     async def spawn() -> Response:
         ask = understood(SpawnAsk, request.args.to_dict(), await request.get_data(as_text=False))

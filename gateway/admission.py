@@ -1,17 +1,27 @@
 """Waiting for a slot. The only file that waits on the dispatcher, and where the supervisor's word reaches it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 import trio
 
 from gateway.affinity import NO_PREFIX, Prefix
-from gateway.dispatch import Dispatcher, Lease, Ticket, WorkerSlots
-from gateway.errors import NoWorkerWanted, QueueTimeout, ShuttingDown
+from gateway.dispatch import QUEUE_BYTES, Dispatcher
+from gateway.errors import NoWorkerWanted, QueueFull, QueueTimeout, ShuttingDown
+from gateway.slots import Lease, Ticket, WorkerSlots
 
 log = structlog.get_logger("gateway")
+
+# How often at most a client that wants to know is told of its place in the queue.
+NOTICE_EVERY_S = 1.0
+# What one lease changes of the mean that waits are estimated by.
+SHARE_OF_NEWEST = 0.1
+
+# Told a ticket's position (1 is next) and how long it may still take in seconds, None when nothing can be said.
+Notice = Callable[[int, float | None], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -19,13 +29,16 @@ class Waiting(Ticket):
     """A ticket somebody waits for.
 
     `since` is trio's clock at its first arrival, `waited_s` what it has spent in the queue, over all its arrivals.
-    `granted` is set with a lease, or with the word that there will be none.
+    `granted` is set with a lease, or with the word that there will be none. `notice` hears of its place.
     """
 
     since: float = 0.0
     waited_s: float = 0.0
+    granted_at: float = 0.0
+    request_id: str = ""
+    notice: Notice | None = None
     granted: trio.Event = field(default_factory=trio.Event)
-    turned_away: NoWorkerWanted | ShuttingDown | None = None
+    turned_away: NoWorkerWanted | ShuttingDown | QueueFull | None = None
 
 
 class Admission:
@@ -37,30 +50,42 @@ class Admission:
         queue_timeout_s: float,
         random_unit: Callable[[], float],
         port_lost: Callable[[int], None] = lambda _: None,
+        queue_bytes: int = QUEUE_BYTES,
     ) -> None:
-        """`port_lost` is told the port of each worker that is lost: connections to it are of no more use."""
+        """`port_lost` is told the port of each worker that is lost: connections to it are of no more use.
+
+        At most `queue_size` tickets wait, and `queue_bytes` of their bodies.
+        """
         self._port_lost = port_lost
         self.queue_timeout_s = queue_timeout_s
-        self.dispatcher = Dispatcher(queue_size, random_unit)
+        self.dispatcher = Dispatcher(queue_size, random_unit, queue_bytes)
+        self._mean_lease_s: float | None = None
         self._tickets: set[Waiting] = set()
         self._shut = False
         self._drained: dict[str, trio.Event] = {}
 
     # -- for the exchange ----------------------------------------------------------------------------------------
 
-    def ticket(self, model: str | None, caller: str = "", prefix: Prefix = NO_PREFIX) -> Waiting:
+    def ticket(
+        self, model: str | None, caller: str = "", prefix: Prefix = NO_PREFIX, *, load_options: str = "",
+        priority: int = 0, body_bytes: int = 0, request_id: str = "", notice: Notice | None = None,
+    ) -> Waiting:  # fmt: skip
         """Make the ticket of one request; it may be given to `lease` again, after a worker was lost.
 
         Callers that wait take turns; `prefix` is how the prompt begins, for the worker that still holds it.
         """
-        return Waiting(model, caller, prefix, since=trio.current_time())
+        return Waiting(
+            model, caller, prefix, load_options, priority, body_bytes,
+            since=trio.current_time(), request_id=request_id, notice=notice,
+        )  # fmt: skip
 
     @asynccontextmanager
     async def lease(self, ticket: Waiting) -> AsyncIterator[Lease]:
         """Wait for a slot and hold it for the block.
 
-        Raises QueueFull at once, NoWorkerWanted and ShuttingDown at once or while it waits, QueueTimeout when the
-        ticket has waited QUEUE_TIMEOUT_S in all; what it spent at a worker that was lost is no waiting.
+        Raises QueueFull, NoWorkerWanted and ShuttingDown at once or while it waits (another caller had less in the
+        full queue), QueueTimeout when the ticket has waited QUEUE_TIMEOUT_S in all; what it spent at a worker that
+        was lost is no waiting.
         Cancellation, waiting or holding, gives the place back at once.
         """
         self._arrive(ticket)
@@ -81,16 +106,25 @@ class Admission:
         self._tickets.discard(ticket)
         self._wake(self.dispatcher.cancel(ticket))
         if ticket.lease is not None:
+            now = trio.current_time()
+            mean, last = self._mean_lease_s, now - ticket.granted_at
+            self._mean_lease_s = last if mean is None else mean + (last - mean) * SHARE_OF_NEWEST
             if not ticket.lease.worker.leases:
-                ticket.lease.worker.idle_since = trio.current_time()
+                ticket.lease.worker.idle_since = now
             self._note_drained(ticket.lease.worker_id)
 
     async def _wait(self, ticket: Waiting) -> Lease:
         began = trio.current_time()
         deadline = began + self.queue_timeout_s - ticket.waited_s
+        told: tuple[int, float | None] | None = None
         while not ticket.granted.is_set() and trio.current_time() < deadline:
-            trial_at = self.dispatcher.next_trial_at()
-            with trio.CancelScope(deadline=deadline if trial_at is None else min(deadline, trial_at)):
+            if ticket.notice is not None and (place := self.place(ticket)) != told:
+                told = place
+                await ticket.notice(*place)
+            look_again_at = self.dispatcher.next_trial_at() or deadline
+            if ticket.notice is not None:
+                look_again_at = min(look_again_at, trio.current_time() + NOTICE_EVERY_S)
+            with trio.CancelScope(deadline=min(look_again_at, deadline)):
                 await ticket.granted.wait()
             self._forgive()
         ticket.waited_s += trio.current_time() - began
@@ -110,18 +144,30 @@ class Admission:
                 "worker passed over for a while: it fails requests", worker=lease.worker_id, for_s=after.pause_s
             )
 
+    def cool(self, lease: Lease) -> None:
+        """A worker could not load a model."""
+        self._wake(self.dispatcher.cool(lease, trio.current_time()))
+        log.warning("worker passed over for a model that it could not load", worker=lease.worker_id, model=lease.model)
+
     def answered(self, lease: Lease) -> None:
         """A worker has begun to answer."""
         self._wake(self.dispatcher.answered(lease))
+
+    def took(self, lease: Lease, seconds_per_token: float) -> None:
+        """An answer of a worker took so long for each of its tokens."""
+        self.dispatcher.took(lease, seconds_per_token)
 
     def _forgive(self) -> None:
         trial_at = self.dispatcher.next_trial_at()
         if trial_at is not None and trio.current_time() >= trial_at:
             self._wake(self.dispatcher.forgive(trio.current_time()))
 
-    def _wake(self, granted: list[Ticket]) -> None:
-        for ticket in granted:
+    def _wake(self, ended: list[Ticket]) -> None:
+        for ticket in ended:
             assert isinstance(ticket, Waiting)  # noqa: S101 - nobody else makes tickets
+            ticket.granted_at = trio.current_time()
+            if ticket.displaced:
+                ticket.turned_away = QueueFull()
             ticket.granted.set()
 
     # -- for the supervisor (its protocol `Leases`) --------------------------------------------------------------
@@ -217,7 +263,37 @@ class Admission:
             "depth": len(waiting),
             "size": self.dispatcher.queue_size,
             "oldest_s": 0.0 if oldest is None else round(trio.current_time() - oldest, 3),
+            "bytes": self.dispatcher.waiting_bytes,
+            "size_bytes": self.dispatcher.queue_bytes,
         }
+
+    def place(self, ticket: Ticket) -> tuple[int, float | None]:
+        """Return a waiting ticket's position (1 is next), and how long it may still take, in seconds.
+
+        An estimate: it goes by how long leases have lasted of late and how many slots there are.
+        """
+        position = self.dispatcher.position(ticket)
+        slots = sum(worker.slots for worker in self.ready() if not worker.shunned)
+        if self._mean_lease_s is None or not slots:
+            return position, None
+        return position, round(self._mean_lease_s * position / slots, 1)
+
+    def tickets(self) -> list[dict[str, Any]]:
+        """The tickets that wait, as the admin API shows them, the next one first."""
+        now = trio.current_time()
+        rows = []
+        for ticket in self.dispatcher.waiting:
+            assert isinstance(ticket, Waiting)  # noqa: S101 - nobody else makes tickets
+            position, estimate_s = self.place(ticket)
+            rows.append(
+                {
+                    "position": position, "estimated_wait_s": estimate_s, "waited_s": round(now - ticket.since, 3),
+                    "request": ticket.request_id, "caller": ticket.caller, "model": ticket.model,
+                    "priority": ticket.priority, "body_bytes": ticket.body_bytes,
+                    "attempts": len(ticket.excluded) + 1,
+                }
+            )  # fmt: skip
+        return sorted(rows, key=lambda row: row["position"])
 
     def __repr__(self) -> str:
         leases = sum(len(worker.leases) for worker in self.dispatcher.ready())

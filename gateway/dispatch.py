@@ -19,8 +19,6 @@ from gateway.line import Line
 from gateway.pace import Paces
 from gateway.slots import Lease, Ticket, WorkerSlots, any_well
 
-__all__ = ["Dispatcher", "Lease", "Ticket", "WorkerSlots"]
-
 # How often a ticket may be passed by others that stand behind it, per slot of the worker that they are given to: by
 # one with a priority, or by one whose model is loaded there while its own is not. More would be starvation.
 PASSES_PER_SLOT = 4
@@ -217,6 +215,10 @@ class Dispatcher:
     def waiting_bytes(self) -> int:
         """What the bodies of the tickets that wait take."""
         return self._line.bytes
+
+    def position(self, ticket: Ticket) -> int:
+        """Return where a waiting ticket stands, 1 for the next one; those that may pass it stand before it."""
+        return self._line.position(ticket)
 
     def inflight(self, worker_id: str) -> int:
         """How many leases a worker has."""

@@ -85,6 +85,10 @@ class RunnerDied(GatewayError):
     """A worker answered that its runner died; the worker itself starts another. Nothing was sent to the client."""
 
 
+class LoadFailed(GatewayError):
+    """A worker answered that it could not load the model. Nothing was sent to the client."""
+
+
 class FirstByteTimeout(GatewayError):
     """A worker gave no first byte within FIRST_BYTE_TIMEOUT_S."""
 
@@ -107,7 +111,7 @@ class ClientGone(GatewayError):
 
 Fault = (
     QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | AmbiguousLength
-    | ConnectFailed | WorkerLost | WorkerRefused | RunnerDied | FirstByteTimeout | Stalled
+    | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
 )  # fmt: skip
 
 
@@ -139,7 +143,7 @@ def told(fault: Fault) -> Told:
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
         case AmbiguousLength():
             return Told(400, "a request must not have both Content-Length and Transfer-Encoding")
-        case ConnectFailed() | WorkerLost() | WorkerRefused() | RunnerDied():
+        case ConnectFailed() | WorkerLost() | WorkerRefused() | LoadFailed() | RunnerDied():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
         case FirstByteTimeout():
             return Told(504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)")

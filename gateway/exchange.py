@@ -11,14 +11,14 @@ from typing import Protocol
 import structlog
 import trio
 
-from gateway.admission import Admission
+from gateway.admission import Admission, Notice
 from gateway.affinity import Life
-from gateway.dispatch import Lease, WorkerSlots
 from gateway.errors import (
     ConnectFailed,
     Dialect,
     Fault,
     FirstByteTimeout,
+    LoadFailed,
     PrimaryAway,
     RunnerDied,
     Stalled,
@@ -32,8 +32,9 @@ from gateway.errors import (
 )
 from gateway.headers import Headers, framing_of, request_headers, response_headers, value_of
 from gateway.metrics import Metrics
-from gateway.ollama import ERROR_BYTES, ERROR_STARTS, TAIL_BYTES, Ask, full_name, runner_died, tokens_of
-from gateway.retry import Tries
+from gateway.ollama import ERROR_BYTES, ERROR_STARTS, TAIL_BYTES, Ask, full_name, load_failed, runner_died, tokens_of
+from gateway.retry import RetryBudget, Tries
+from gateway.slots import Lease, WorkerSlots
 from gateway.upstream import Answer, Upstream
 
 log = structlog.get_logger("gateway")
@@ -42,6 +43,9 @@ PRIMARY = "primary"
 
 # How long the supervisor may take to notice that a worker is gone; it takes a few milliseconds.
 LOSS_NOTICED_S = 0.25
+
+# An answer of fewer tokens says little of how fast its worker is.
+PACE_TOKENS = 4
 
 
 class Reply(Protocol):
@@ -73,10 +77,13 @@ class Request:
     dialect: Dialect
     id: str
     caller: str = ""  # whom the queue is to be fair to
+    priority: int = 0  # what lets it pass others there
+    notice: Notice | None = None  # who hears of its place there
     attempts: int = 0
     waited_s: float = 0.0
     worker_id: str | None = None
     arrived: float = field(default_factory=trio.current_time)
+    asked: float = 0.0  # when the present attempt began (trio's clock)
 
 
 class WorkerWatch(Protocol):
@@ -120,6 +127,7 @@ class Exchange:
         self.metrics = metrics
         self.primary_port = primary_port
         self._watch = watch or _Unwatched()
+        self._budget = RetryBudget()
 
     async def infer(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
         """Have a worker answer: wait for a slot, relay, and try another worker while nothing has been sent.
@@ -128,8 +136,12 @@ class Exchange:
         error line here. Cancellation ends the wait or closes the worker's connection, and gives the slot back.
         """
         model = full_name(ask.model) if ask.model else None
-        ticket = self.admission.ticket(model, request.caller, ask.prefix)
+        ticket = self.admission.ticket(
+            model, request.caller, ask.prefix, load_options=ask.load_options, priority=request.priority,
+            body_bytes=len(body), request_id=request.id, notice=request.notice,
+        )  # fmt: skip
         tries = Tries(ticket)
+        self._budget.request()
         while True:
             tries.attempts = request.attempts = request.attempts + 1
             async with self.admission.lease(ticket) as lease:
@@ -139,13 +151,17 @@ class Exchange:
                 try:
                     await self._relay_lease(request, lease, tries, body, reply)
                     return
-                except (ConnectFailed, WorkerLost, WorkerRefused, RunnerDied, FirstByteTimeout, Stalled) as fault:
+                except (ConnectFailed, WorkerLost, WorkerRefused, LoadFailed, RunnerDied, FirstByteTimeout,
+                        Stalled) as fault:  # fmt: skip
                     self.tell_silence(lease.worker, fault)
-                    if not reply.started:
+                    if not reply.started and not isinstance(fault, LoadFailed):
                         self.admission.failed(lease)
-                    if reply.started or not tries.another(lease, fault, others=self._others(tries, lease)):
+                    if reply.started or not self._budget.allows(trio.current_time()):
+                        raise
+                    if not tries.another(lease, fault, others=self._others(tries, lease)):
                         raise
                     lost = fault
+            self._budget.spend()
             self.metrics.retried()
             log.warning("request tried again", request=request.id, worker=request.worker_id, cause=str(lost))
             if not await self._another_chance(ticket.excluded):
@@ -170,21 +186,27 @@ class Exchange:
     async def _relay_lease(self, request: Request, lease: Lease, tries: Tries, body: bytes, reply: Reply) -> None:
         framing: Headers = [(b"content-length", str(len(body)).encode())]
         headers = request_headers(request.headers, port=lease.port, request_id=request.id, framing=framing)
+        request.asked = trio.current_time()
         async with self.upstream.exchange(lease.port, request.method, request.target, headers, body) as answer:
-            others = self._others(tries, lease)
+            others = self._others(tries, lease) and self._budget.allows(trio.current_time())
             if answer.status in (502, 503, 504) and tries.after_refusal(others=others):
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
             first = await answer.read()
             lease.worker.progress_at = trio.current_time()
             if answer.status == 500 or (answer.status < 400 and first.startswith(ERROR_STARTS)):
                 first = await _error_part(answer, first)
+                if answer.status == 500 and load_failed(first[:ERROR_BYTES]):
+                    self.admission.cool(lease)
+                    if tries.after_refusal(others=others):
+                        raise LoadFailed(f"{lease.worker_id} answered that it could not load {lease.model}")
                 if runner_died(first[:ERROR_BYTES]):
                     self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
                     if tries.after_runners_death(others=others):
                         raise RunnerDied(f"{lease.worker_id} answered that its runner died")
-            if answer.status < 500:
+            well = answer.status < 400 and not first.startswith(ERROR_STARTS)
+            if well or 400 <= answer.status < 500:
                 self.admission.answered(lease)
-            if answer.status < 400 and not first.startswith(ERROR_STARTS):
+            if well:
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
             self.metrics.first_byte(trio.current_time() - request.arrived)
             await self._relay(request, answer, first, reply, lease)
@@ -214,13 +236,19 @@ class Exchange:
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
         last = before = b""
+        chunks, waited_s = 0, trio.current_time() - request.asked
         try:
             while chunk:
                 before, last = last, chunk
+                chunks += 1
                 await reply.write(chunk)
+                asked = trio.current_time()
                 chunk = await answer.read()
+                now = trio.current_time()
+                if chunk:
+                    waited_s = now - asked + (waited_s if chunks > 1 else 0.0)
                 if lease is not None:
-                    lease.worker.progress_at = trio.current_time()
+                    lease.worker.progress_at = now
         except (WorkerLost, Stalled) as fault:
             if lease is not None:
                 self.tell_silence(lease.worker, fault)
@@ -229,12 +257,21 @@ class Exchange:
             await _end_broken(request, answer, reply, fault, last)
             return
         if lease is not None:
-            self._look_at_end(request, before + last if len(last) < TAIL_BYTES else last, lease)
+            tail = before + last if len(last) < TAIL_BYTES else last
+            self._look_at_end(request, tail, lease, chunks=chunks, waited_s=waited_s)
         await reply.end()
 
-    def _look_at_end(self, request: Request, tail: bytes, lease: Lease) -> None:
-        """Count the tokens of an answer, or that it ended with an error line of the worker's own."""
-        self.metrics.tokens(*tokens_of(tail))
+    def _look_at_end(self, request: Request, tail: bytes, lease: Lease, *, chunks: int, waited_s: float) -> None:
+        """Count the tokens of an answer, or that it ended with an error line of the worker's own.
+
+        `waited_s` is how long the worker was waited for: for all of an answer that came at once, or from the first
+        to the last of its `chunks`, each a token if it does not say how many there were.
+        """
+        prompt, given = tokens_of(tail)
+        self.metrics.tokens(prompt, given)
+        tokens = given or (chunks if chunks > 1 else 0)
+        if tokens >= PACE_TOKENS:
+            self.admission.took(lease, waited_s / tokens)
         end = tail.rstrip().rpartition(b"\n")[2]
         if end.startswith(ERROR_STARTS):
             log.warning("answer broken", request=request.id, worker=lease.worker_id, cause="the worker said an error")

@@ -7,11 +7,11 @@ from typing import Any
 import structlog
 import trio
 
-from gateway.dispatch import WorkerSlots
 from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
 from gateway.exchange import Exchange, Reply, Request
 from gateway.headers import Headers, request_headers, response_headers
 from gateway.ollama import Ask, Kind, full_name
+from gateway.slots import WorkerSlots
 
 log = structlog.get_logger("gateway")
 

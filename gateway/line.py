@@ -80,6 +80,15 @@ class Line:
         found = (next(filter(fits, tickets), None) for tickets in lists)
         return min((ticket for ticket in found if ticket is not None), key=_place, default=None)
 
+    def position(self, ticket: Ticket) -> int:
+        """Return where a ticket stands, from 1: behind all with a higher priority, and those before it of its own."""
+        higher = [tickets for priority, tickets in self._by_priority.items() if priority > ticket.priority]
+        if ticket.priority:
+            return sum(map(len, higher)) + bisect_left(self._by_priority[ticket.priority], ticket.place, key=_place) + 1
+        mine = bisect_left(self.tickets, ticket.place, key=_place)
+        behind = sum(len(tickets) - bisect_left(tickets, ticket.place, key=_place) for tickets in higher)
+        return mine + behind + 1
+
     # -- who has to leave --------------------------------------------------------------------------------------------
 
     def displaceable_by(self, ticket: Ticket, *, bytes_short: bool) -> Ticket | None:

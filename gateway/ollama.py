@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.affinity import NO_PREFIX, Prefix, prefix_of
+from gateway.load_options import load_options_of
 
 
 class Answerer(Enum):
@@ -54,11 +55,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request body asks for; `model` None when it does not say in a way that we can read."""
+    """What a request body asks for; `model` None when it does not say in a way that we can read.
+
+    `load_options` are those that its model would be loaded with, in one form (gateway.load_options).
+    """
 
     kind: Kind
     model: str | None
     prefix: Prefix = NO_PREFIX
+    load_options: str = ""
 
 
 _NOTHING = msgspec.Raw(b"")
@@ -74,6 +79,7 @@ class _Body(msgspec.Struct):
     system: msgspec.Raw = _NOTHING
     context: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
+    options: msgspec.Raw = _NOTHING
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -93,7 +99,8 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     if fields is None or not isinstance(fields.model, str) or not fields.model:
         return Ask(Kind.HOPELESS, None)
     kind = _kind(path, fields)
-    return Ask(kind, fields.model, _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX)
+    prefix = _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX
+    return Ask(kind, fields.model, prefix, load_options_of(bytes(fields.options)) if path.startswith("/api/") else "")
 
 
 def _prefix(path: str, fields: _Body) -> Prefix:
@@ -145,7 +152,11 @@ def _lenient(body: bytes) -> _Body | None:
         return None
     messages = known.get("messages")
     raw = msgspec.Raw(b"" if not messages else b"[0]")  # only whether there are any matters
-    return _Body(known.get("model"), known.get("prompt"), raw, known.get("keep_alive"))
+    options = known.get("options")
+    return _Body(
+        known.get("model"), known.get("prompt"), raw, known.get("keep_alive"),
+        options=msgspec.Raw(json.dumps(options).encode() if options else b""),
+    )  # fmt: skip
 
 
 def _kind(path: str, fields: _Body) -> Kind:
@@ -243,6 +254,21 @@ def runner_died(said: bytes) -> bool:
     `said` is the beginning of an error answer, at most ERROR_BYTES of it. A model that cannot be loaded is not one.
     """
     return _RUNNER_DIED.search(said) is not None and _MODELS_FAULT.search(said) is None
+
+
+# Ollama's sentences (server/sched.go, llm/server.go) for a model that it could not load.
+_LOAD_FAILED = re.compile(
+    rb"(?:unable to load|error loading|failed to load) model|model failed to load|unknown model architecture"
+    rb"|timed out waiting for llama runner to start|model requires more system memory"
+)
+
+
+def load_failed(said: bytes) -> bool:
+    """Say whether an error tells of a model that could not be loaded: another worker may have more room for it.
+
+    `said` is the beginning of an error answer, at most ERROR_BYTES of it.
+    """
+    return _LOAD_FAILED.search(said) is not None
 
 
 def full_name(model: str) -> str:

@@ -1,16 +1,48 @@
 """Whether a request of which nothing has been sent to its client is tried again, and where not to. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.affinity import Life
-from gateway.dispatch import Lease, Ticket
-from gateway.errors import ConnectFailed, FirstByteTimeout, RunnerDied, Stalled, WorkerLost, WorkerRefused
+from gateway.errors import ConnectFailed, FirstByteTimeout, LoadFailed, RunnerDied, Stalled, WorkerLost, WorkerRefused
+from gateway.slots import Lease, Ticket
 
 # Each worker is tried once per life; this bounds a request that meets nothing but dying workers.
 MOST_ATTEMPTS = 5
 
 # What a worker may do to a request.
-Failed = ConnectFailed | WorkerLost | WorkerRefused | RunnerDied | FirstByteTimeout | Stalled
+Failed = ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
+
+# The budget of the whole gateway: retries that it may have in hand, that it gets back by the second, and by request.
+BUDGET = 500.0
+BUDGET_PER_S = 10.0
+BUDGET_PER_REQUEST = 0.2
+
+
+@dataclass(slots=True)
+class RetryBudget:
+    """How many retries the whole gateway may still make: a fleet that fails is not asked many times as much for it.
+
+    A worker of many slots that dies costs one retry for each of them, which is what BUDGET leaves room for; what goes
+    on failing gets a fifth of all requests on top (the idea is Finagle's). `now` is any steady clock.
+    """
+
+    left: float = field(default=BUDGET, init=False)
+    _at: float | None = field(default=None, init=False)
+
+    def request(self) -> None:
+        """A request has come."""
+        self.left = min(BUDGET, self.left + BUDGET_PER_REQUEST)
+
+    def allows(self, now: float) -> bool:
+        """Say whether there is a retry left."""
+        if self._at is not None:
+            self.left = min(BUDGET, self.left + (now - self._at) * BUDGET_PER_S)
+        self._at = now
+        return self.left >= 1
+
+    def spend(self) -> None:
+        """A request is tried again."""
+        self.left -= 1
 
 
 @dataclass(slots=True)
@@ -30,7 +62,7 @@ class Tries:
         return self.ticket.excluded | {lease.life}
 
     def after_refusal(self, *, others: bool) -> bool:
-        """Say whether a worker's word that it cannot just now (502, 503, 504) sends the request to another.
+        """Say whether a worker's word that it cannot (502, 503, 504, no such load) sends the request to another.
 
         `others` says whether there is a worker in service that it has not tried. Where there is none, the worker's
         own words are the answer.

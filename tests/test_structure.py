@@ -34,6 +34,7 @@ PURE = {
         "fair",
         "headers",
         "line",
+        "load_options",
         "pace",
         "retry",
         "slots",

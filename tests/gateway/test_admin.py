@@ -11,6 +11,7 @@ from gateway import admin as module
 from gateway.admin import NotUnderstood, PruneAsk, SpawnAsk, understood
 from gateway.admission import Admission
 from gateway.app import make_app
+from gateway.dispatch import QUEUE_BYTES
 from gateway.metrics import Metrics
 from tests.fakes.asgi import AsgiClient
 from tests.fakes.fleet_admin import FakeFleet, FleetError
@@ -93,7 +94,7 @@ def test_what_is_not_understood_is_named(query: dict[str, str], body: bytes, wor
 async def test_the_fleet_is_shown_with_its_queue_and_its_primary() -> None:
     status, shown = await ask(FakeFleet(), "GET", "/admin/instances")
     assert (status, [row["id"] for row in shown["instances"]]) == (200, ["cpu-1", "cpu-2"])
-    assert shown["queue"] == {"depth": 0, "size": 4, "oldest_s": 0.0}
+    assert shown["queue"] == {"depth": 0, "size": 4, "oldest_s": 0.0, "bytes": 0, "size_bytes": QUEUE_BYTES}
     assert shown["primary"]["id"] == "primary"
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.admission import Admission, Waiting
+from gateway.dispatch import QUEUE_BYTES
 from gateway.errors import NoWorkerWanted, QueueFull, QueueTimeout, ShuttingDown, told
 
 NOTHING_LEFT = "<Admission 0 leases, 0 tickets>"
@@ -150,7 +151,7 @@ async def test_a_full_queue_refuses_at_once(admission: Admission, autojump_clock
         await wait_all_tasks_blocked()
         with pytest.raises(QueueFull):
             await hold(admission, admission.ticket("m"))
-        assert admission.queue() == {"depth": 4, "size": 4, "oldest_s": 0.0}
+        assert admission.queue() == {"depth": 4, "size": 4, "oldest_s": 0.0, "bytes": 0, "size_bytes": QUEUE_BYTES}
         await trio.sleep(2.5)
         assert admission.queue()["oldest_s"] == 2.5
         nursery.cancel_scope.cancel()
@@ -390,3 +391,63 @@ async def test_a_lost_workers_port_is_told_to_whoever_has_connections_there() ->
     admission.worker_lost("w1")
     admission.worker_lost("w1")
     assert lost == [11500]
+
+
+# -- one's place in the queue ----------------------------------------------------------------------------------------
+
+
+async def test_who_asks_is_told_its_place_when_it_changes_and_an_estimate(
+    admission: Admission, autojump_clock: MockClock
+) -> None:
+    ready(admission)
+    told: list[tuple[float, int, float | None]] = []
+
+    async def notice(position: int, estimate_s: float | None) -> None:
+        told.append((trio.current_time() - start, position, estimate_s))
+
+    async def use(ticket: Waiting) -> None:
+        async with admission.lease(ticket):
+            await trio.sleep(10)
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(use, admission.ticket("m"))
+            await wait_all_tasks_blocked()
+        await use(admission.ticket("m", notice=notice))
+    assert told == [(0.0, 2, None), (11.0, 1, 10.0)], "it is looked for a change once a second"
+
+
+async def test_the_admin_sees_every_ticket_that_waits(admission: Admission, autojump_clock: MockClock) -> None:
+    ready(admission)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, admission, admission.ticket("m"))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(hold, admission, admission.ticket("m", "10.0.0.7", body_bytes=12, request_id="r1"))
+        await trio.sleep(1.5)
+        nursery.start_soon(hold, admission, admission.ticket("n", "key:vip", priority=3, request_id="r2"))
+        await wait_all_tasks_blocked()
+        urgent, plain = admission.tickets()
+        assert (urgent["position"], urgent["request"], urgent["priority"]) == (1, "r2", 3)
+        assert plain == {
+            "position": 2, "estimated_wait_s": None, "waited_s": 1.5, "request": "r1", "caller": "10.0.0.7",
+            "model": "m", "priority": 0, "body_bytes": 12, "attempts": 1,
+        }  # fmt: skip
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_put_out_of_a_full_queue_is_told_so(admission: Admission, autojump_clock: MockClock) -> None:
+    refused: list[str] = []
+
+    async def wait(caller: str) -> None:
+        try:
+            await hold(admission, admission.ticket("m", caller))
+        except QueueFull:
+            refused.append(caller)
+
+    async with trio.open_nursery() as nursery:
+        for caller in ("greedy", "greedy", "greedy", "greedy", "modest"):
+            nursery.start_soon(wait, caller)
+            await wait_all_tasks_blocked()
+        assert refused == ["greedy"]
+        nursery.cancel_scope.cancel()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from gateway.affinity import BLOCK_BYTES, prefix_of
-from gateway.dispatch import COOL_S, PASSES_PER_SLOT, Dispatcher, Ticket, WorkerSlots
+from gateway.dispatch import COOL_S, PASSES_PER_SLOT, Dispatcher
 from gateway.errors import NoWorkerWanted, QueueFull
+from gateway.slots import Ticket, WorkerSlots
 
 NONE: frozenset[str] = frozenset()
 

@@ -33,6 +33,8 @@ def test_each_question_is_answered_as_a_look_at_all_of_them_would(tickets: list[
     assert line.first(anyone) is (left[0] if left else None)
     for models in ({"m"}, {"m", None}, {"z"}):
         assert line.first_for(models, anyone) is next((one for one in left if one.model in models), None)
+    by_rank = sorted(left, key=lambda one: (-one.priority, one.turn, one.number))
+    assert [line.position(one) for one in by_rank] == list(range(1, len(by_rank) + 1))
     for head in left:
         urgent = [one for one in left if one.priority > head.priority]
         most = max((one.priority for one in urgent), default=None)

@@ -16,6 +16,7 @@ from gateway.ollama import (
     PullAsk,
     answerer,
     full_name,
+    load_failed,
     read_ask,
     read_pull,
     runner_died,
@@ -298,3 +299,32 @@ def test_what_an_error_says_of_its_runner(said: str, died: bool) -> None:
 )
 def test_what_a_pull_asks_for_and_which_are_out_of_the_ordinary(body: str, asks: object) -> None:
     assert read_pull(body.encode("utf-8", "surrogateescape")) == asks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "load_options"),
+    [
+        ("/api/chat", {"messages": [{}], "options": {"num_ctx": 8192, "seed": 1}}, "num_ctx=8192"),
+        ("/api/generate", {"prompt": "x", "options": {"seed": 1}}, ""),
+        ("/api/generate", {"prompt": "x", "options": None}, ""),
+        ("/api/generate", {"Prompt": "x", "Options": {"num_gpu": 1}}, "num_gpu=1.0"),
+        ("/v1/chat/completions", {"messages": [{}], "options": {"num_ctx": 8192}}, ""),
+    ],
+)
+def test_options_that_would_load_the_model_anew_are_found(path: str, body: dict[str, Any], load_options: str) -> None:
+    ask = read_ask(path, "application/json", json.dumps({"model": "m", **body}).encode())
+    assert ask.load_options == load_options
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        (b'{"error":"unable to load model: /x"}', True),
+        (b'{"error":"model failed to load, this may be due to resource limitations"}', True),
+        (b'{"error":"timed out waiting for llama runner to start - progress 0.00"}', True),
+        (b'{"error":"an error was encountered while running the model: EOF"}', False),
+        (b'{"error":"model "x" not found, try pulling it first"}', False),
+    ],
+)
+def test_a_failed_load_is_known_by_ollamas_words(said: bytes, failed: bool) -> None:
+    assert load_failed(said) is failed

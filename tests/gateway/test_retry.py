@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.affinity import Kept
-from gateway.dispatch import Lease, Ticket, WorkerSlots
 from gateway.errors import ConnectFailed, FirstByteTimeout, RunnerDied, Stalled, WorkerLost, WorkerRefused
-from gateway.retry import MOST_ATTEMPTS, Failed, Tries
+from gateway.retry import BUDGET, MOST_ATTEMPTS, Failed, RetryBudget, Tries
+from gateway.slots import Lease, Ticket, WorkerSlots
 
 A = WorkerSlots("a", 1, 11500, 4, frozenset())
 B = WorkerSlots("b", 2, 11501, 4, frozenset())
@@ -57,3 +57,37 @@ def test_a_dead_runner_of_the_only_worker_is_asked_for_once_more_and_not_twice()
 @pytest.mark.parametrize("others", [True, False])
 def test_a_worker_that_cannot_just_now_is_passed_over_only_for_another(others: bool) -> None:
     assert Tries(Ticket("m"), attempts=1).after_refusal(others=others) is others
+
+
+# -- the budget of the whole gateway ---------------------------------------------------------------------------------
+
+
+def test_a_worker_of_many_slots_may_die() -> None:
+    budget = RetryBudget()
+    for _ in range(int(BUDGET)):
+        assert budget.allows(0.0)
+        budget.spend()
+    assert not budget.allows(0.0)
+
+
+def test_what_fails_for_good_is_asked_a_fifth_more_and_ten_times_a_second_more() -> None:
+    budget = RetryBudget()
+    budget.left = 0.0
+    retried, now, requests = 0, 0.0, 10_000
+    budget.allows(now)
+    for _ in range(requests):
+        now += 0.001  # a thousand a second
+        budget.request()
+        while budget.allows(now):
+            budget.spend()
+            retried += 1
+    assert retried == pytest.approx(requests * 0.2 + now * 10, abs=2)
+
+
+def test_it_never_saves_up_more_than_a_burst() -> None:
+    budget = RetryBudget()
+    for _ in range(10_000):
+        budget.request()
+    budget.allows(0.0)
+    budget.allows(1e9)
+    assert budget.left == BUDGET

@@ -1,0 +1,45 @@
+"""Options that a model is loaded with: a request that changes one makes Ollama load the model anew. Pure.
+
+Two clients that ask for one model with a different `num_ctx` would reload it with every request (ollama#8903). By
+LOAD_OPTIONS such options are passed on, and requests with the same ones kept together (gateway.dispatch), or they are
+taken out, so that every model has what its Modelfile and OLLAMA_CONTEXT_LENGTH say.
+"""
+
+import msgspec
+
+# Ollama's `Runner` options (api/types.go); all others hold for one request alone.
+LOAD_OPTIONS = frozenset(
+    {
+        "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "f16_kv",
+        "logits_all", "vocab_only",
+    }
+)  # fmt: skip
+
+_Object = dict[str, msgspec.Raw]
+_object = msgspec.json.Decoder(_Object)
+
+
+def load_options_of(options: bytes) -> str:
+    """Return the load options in a request's `options` (JSON) in one form: `num_ctx=8192 num_gpu=99`; "" for none."""
+    if not options or options == b"null":  # nearly always
+        return ""
+    found = {name: bytes(value) for name, value in _read(options).items() if name in LOAD_OPTIONS}
+    given = sorted((name, value) for name, value in found.items() if value != b"null")
+    return " ".join(f"{name}={value[:32].decode('utf-8', 'replace')}" for name, value in given)
+
+
+def without_load_options(body: bytes) -> bytes:
+    """Return a request's body without them; all other fields stay as they were written, and in their order."""
+    fields = _read(body)
+    for name, value in fields.items():
+        if name.casefold() == "options":  # Go takes any case
+            kept = {key: part for key, part in _read(bytes(value)).items() if key not in LOAD_OPTIONS}
+            fields[name] = msgspec.Raw(msgspec.json.encode(kept))
+    return msgspec.json.encode(fields) if fields else body
+
+
+def _read(text: bytes) -> _Object:
+    try:
+        return _object.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}

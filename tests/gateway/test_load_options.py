@@ -1,0 +1,61 @@
+"""Options that would load a model anew."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.load_options import LOAD_OPTIONS, load_options_of, without_load_options
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (b"", ""),
+        (b"null", ""),
+        (b"{}", ""),
+        (b'{"temperature": 0, "num_predict": 9}', ""),
+        (b'{"num_ctx": 8192}', "num_ctx=8192"),
+        (b'{"num_gpu":99,"seed":1,"num_ctx":8192}', "num_ctx=8192 num_gpu=99"),
+        (b'{"num_ctx": null}', ""),
+        (b'{"num_ctx": {"a": "' + b"x" * 100 + b'"}}', 'num_ctx={"a": "' + "x" * 25),
+        (b"[1]", ""),
+        (b"not JSON", ""),
+    ],
+)
+def test_load_options_have_one_form(options: bytes, found: str) -> None:
+    assert load_options_of(options) == found
+
+
+def test_all_else_stays_as_it_was_written() -> None:
+    body = b'{"model": "m", "options": {"num_ctx": 8192, "temperature": 0.70}, "messages": [{"role":  "user"}]}'
+    assert without_load_options(body) == (
+        b'{"model":"m","options":{"temperature":0.70},"messages":[{"role":  "user"}]}'
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[1]", b'"text"'])
+def test_what_is_no_object_is_passed_on_as_it_is(body: bytes) -> None:
+    assert without_load_options(body) == body
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "messages", "x"]), JSON, max_size=3),
+    st.dictionaries(st.sampled_from([*sorted(LOAD_OPTIONS), "temperature", "seed"]), JSON, max_size=5),
+    st.sampled_from(["options", "Options", "OPTIONS"]),
+)
+def test_nothing_but_they_is_lost(fields: dict[str, Any], options: dict[str, Any], name: str) -> None:
+    body = json.dumps({**fields, name: options}).encode()
+    kept = {key: value for key, value in options.items() if key not in LOAD_OPTIONS}
+    left = without_load_options(body)
+    assert json.loads(left) == {**fields, name: kept}
+    assert load_options_of(json.dumps(kept).encode()) == ""
