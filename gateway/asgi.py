@@ -2,16 +2,19 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import structlog
 import trio
 
+from gateway.admission import Notice
 from gateway.errors import AmbiguousLength, BodyTooLarge, ClientGone, GatewayError, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
+from gateway.load_options import names_of, without_load_options
 from gateway.metrics import Metrics
 from gateway.ollama import FORWARDED, Answerer, Kind, answerer, read_ask
 from gateway.pulls import BODY_BYTES, Pulls
@@ -126,13 +129,18 @@ class AsgiReply:
 class Front:
     """The ASGI application: Ollama's and OpenAI's paths here, the rest to `pages` (Quart)."""
 
-    def __init__(self, exchange: Exchange, pulls: Pulls, metrics: Metrics, pages: App, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, exchange: Exchange, pulls: Pulls, metrics: Metrics, pages: App, *, max_body_bytes: int,
+        pin_load_options: bool = False,
+    ) -> None:  # fmt: skip
+        """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS)."""
         self._exchange = exchange
         self.pulls = pulls
         self._fleetwide = Fleetwide(exchange)
         self._metrics = metrics
         self._pages = pages
         self._max_body_bytes = max_body_bytes
+        self._pin_load_options = pin_load_options
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request. Cancellation, and the client's leaving, end the exchange and give its slot back."""
@@ -144,6 +152,7 @@ class Front:
             await self._pages(scope, receive, send)
             return
         request = _request(scope)
+        request.notice = _notice(scope, request)
         body = AsgiBody(receive)
         reply = AsgiReply(send, body)
         try:
@@ -217,6 +226,9 @@ class Front:
             return
         kind = (value_of(request.headers, b"content-type") or b"").decode("latin1").lower()
         ask = read_ask(request.path, kind, body)
+        if ask.load_options and self._pin_load_options:
+            request.dropped_options = names_of(ask.load_options)
+            ask, body = replace(ask, load_options=""), without_load_options(body)
         match ask.kind:
             case Kind.HOPELESS:
                 await self._exchange.to_primary(request, body, reply)
@@ -245,6 +257,25 @@ def _request(scope: Message) -> Request:
         id=request_id_of(headers, uuid4().hex),
         caller=str((scope.get("client") or ("",))[0]),
     )
+
+
+def _notice(scope: Message, request: Request) -> Notice | None:
+    """Return who tells a client that asks for it (X-Chimera-Queue) of its place in the queue, before the answer.
+
+    It is told by 102 (Processing) answers (RFC 2518, 10.1), which a client that does not know them passes over
+    (RFC 9110, 15.2), and as not all of them do, only if it asks.
+    """
+    inform = (scope.get("extensions") or {}).get("chimera.informational")
+    if inform is None or value_of(request.headers, b"x-chimera-queue") is None:
+        return None
+
+    async def notice(position: int, estimate_s: float | None) -> None:
+        headers = [(b"x-request-id", request.id.encode()), (b"x-chimera-queue-position", str(position).encode())]
+        if estimate_s is not None:
+            headers.append((b"x-chimera-queue-estimate-s", str(estimate_s).encode()))
+        await inform(102, headers)
+
+    return notice
 
 
 def _route(who: Answerer, path: str) -> str:

@@ -83,6 +83,7 @@ class Request:
     waited_s: float = 0.0
     worker_id: str | None = None
     arrived: float = field(default_factory=trio.current_time)
+    dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
     asked: float = 0.0  # when the present attempt began (trio's clock)
 
 
@@ -282,12 +283,15 @@ class Exchange:
 
 def own_headers(request: Request) -> Headers:
     """Return what an answer says of its way: who gave it, after how long in the queue, at which attempt."""
-    return [
+    own = [
         (b"x-request-id", request.id.encode()),
         (b"x-chimera-worker", (request.worker_id or "").encode()),
         (b"x-chimera-queue-ms", str(round(request.waited_s * 1000)).encode()),
         (b"x-chimera-attempts", str(request.attempts).encode()),
     ]
+    if request.dropped_options:
+        own.append((b"x-chimera-options-dropped", request.dropped_options.encode()))
+    return own
 
 
 async def _error_part(answer: Answer, first: bytes) -> bytes:

@@ -92,6 +92,8 @@ class Fleetwide:
                 answers[worker.id] = answered
                 if answered[0] < 400:
                     worker.learn(full_name(ask.model) if ask.model else None, loaded=ask.kind is Kind.LOAD)
+                    if ask.model:
+                        worker.load_options[full_name(ask.model)] = ask.load_options
 
         async with trio.open_nursery() as nursery:
             for worker in workers:

@@ -28,6 +28,11 @@ def load_options_of(options: bytes) -> str:
     return " ".join(f"{name}={value[:32].decode('utf-8', 'replace')}" for name, value in given)
 
 
+def names_of(load_options: str) -> str:
+    """Return the names alone of what `load_options_of` found: `num_ctx, num_gpu`."""
+    return ", ".join(name for name in sorted(LOAD_OPTIONS) if f" {name}=" in f" {load_options}")
+
+
 def without_load_options(body: bytes) -> bytes:
     """Return a request's body without them; all other fields stay as they were written, and in their order."""
     fields = _read(body)

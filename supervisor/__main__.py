@@ -145,7 +145,9 @@ async def _run_all(
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
     prober, meter, metrics = Prober(), UsageMeter(), Metrics()
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
-    admission = Admission(settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget)
+    admission = Admission(
+        settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget, settings.queue_bytes
+    )
     recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
     store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
     ward = Ward(events, QuarantineFile(settings.state_dir))
@@ -165,7 +167,10 @@ async def _run_all(
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     pages = make_app(operator, admission, metrics, token)
     pulls = Pulls(exchange)
-    front = Front(exchange, pulls, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes)
+    front = Front(
+        exchange, pulls, metrics, cast("App", pages),
+        max_body_bytes=settings.max_body_bytes, pin_load_options=settings.load_options == "pin",
+    )  # fmt: skip
 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(prober.aclose)

@@ -161,6 +161,11 @@ class Settings(BaseModel):
     queue_size: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         512, alias="QUEUE_SIZE", description="requests that may wait for a slot"
     )
+    queue_bytes: Annotated[ByteSize, Field(ge=1024)] = Field(
+        ByteSize(1024**3),
+        alias="QUEUE_BYTES",
+        description="bodies of the requests that wait, all together, such as 1GiB",
+    )
     queue_timeout_s: Seconds = Field(300, alias="QUEUE_TIMEOUT_S", description="longest wait for a slot, seconds")
     first_byte_timeout_s: Seconds = Field(
         600, alias="FIRST_BYTE_TIMEOUT_S", description="longest wait for a worker's first byte, seconds"
@@ -179,6 +184,11 @@ class Settings(BaseModel):
     )
     worker_memory_limit_bytes: Annotated[ByteSize, Field(ge=64 * 1024**2)] | None = Field(
         None, alias="WORKER_MEMORY_LIMIT_BYTES", description="an idle worker with more host memory is restarted"
+    )
+    load_options: Annotated[Literal["pass", "pin"], BeforeValidator(_choice)] = Field(
+        "pass",
+        alias="LOAD_OPTIONS",
+        description="num_ctx and others that reload a model: pass them on, or pin the model's own",
     )
     max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = Field(
         ByteSize(256 * 1024**2), alias="MAX_BODY_BYTES", description="largest request body, such as 256MiB"

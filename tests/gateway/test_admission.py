@@ -407,7 +407,7 @@ async def test_who_asks_is_told_its_place_when_it_changes_and_an_estimate(
 
     async def use(ticket: Waiting) -> None:
         async with admission.lease(ticket):
-            await trio.sleep(10)
+            await trio.sleep(9.5)
 
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -415,7 +415,7 @@ async def test_who_asks_is_told_its_place_when_it_changes_and_an_estimate(
             nursery.start_soon(use, admission.ticket("m"))
             await wait_all_tasks_blocked()
         await use(admission.ticket("m", notice=notice))
-    assert told == [(0.0, 2, None), (11.0, 1, 10.0)], "it is looked for a change once a second"
+    assert told == [(0.0, 2, None), (10.0, 1, 9.5)], "it is looked for a change once a second"
 
 
 async def test_the_admin_sees_every_ticket_that_waits(admission: Admission, autojump_clock: MockClock) -> None:

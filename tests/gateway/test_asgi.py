@@ -26,6 +26,7 @@ class House:
     def __init__(self, hall: Hall) -> None:
         self.hall = hall
         self.pages_asked: list[str] = []
+        self.pin_load_options = False
 
     async def pages(self, scope: Message, receive: object, send: module.Send) -> None:
         self.pages_asked.append(scope["path"])
@@ -36,7 +37,10 @@ class House:
     @property
     def front(self) -> Front:
         pulls = Pulls(self.hall.exchange)
-        return Front(self.hall.exchange, pulls, self.hall.metrics, self.pages, max_body_bytes=MAX_BODY_BYTES)
+        return Front(
+            self.hall.exchange, pulls, self.hall.metrics, self.pages, max_body_bytes=MAX_BODY_BYTES,
+            pin_load_options=self.pin_load_options,
+        )  # fmt: skip
 
     def client(
         self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), path: str | None = None
@@ -380,3 +384,49 @@ async def test_a_load_and_an_unload_reach_every_worker_concerned(house: House, p
     client = await house.post(path, body)
     assert (client.status, client.body, client.headers["x-chimera-worker"]) == (200, b'{"done":true}', "a,b,c")
     assert [server.received[0].body for server in servers] == [body] * 3
+
+
+# -- options that would load a model anew ----------------------------------------------------------------------------
+
+BIG = b'{"model":"m","messages":[{}],"options":{"num_ctx":8192,"seed":1}}'
+
+
+@pytest.mark.parametrize(
+    ("pin", "body", "dropped"), [(False, BIG, None), (True, BIG.replace(b'"num_ctx":8192,', b""), "num_ctx")]
+)
+async def test_load_options_are_passed_on_or_taken_out(
+    house: House, pin: bool, body: bytes, dropped: str | None
+) -> None:
+    house.pin_load_options = pin
+    server = await house.hall.worker("a", streams(LINE))
+    client = await house.post("/api/chat", BIG)
+    assert (server.received[0].body, client.headers.get("x-chimera-options-dropped")) == (body, dropped)
+    assert server.received[0].header("content-length") == str(len(body))
+
+
+# -- the place in the queue ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_client_that_asks_hears_of_its_place_before_its_answer(house: House, asks: bool) -> None:
+    go_on, told = trio.Event(), []
+
+    async def inform(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        told.append((status, dict(headers)))
+
+    async def waits(talk: Conversation) -> None:
+        await go_on.wait()
+        await says(b"{}")(talk)
+
+    server = await house.hall.worker("a", waits)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.post, "/api/chat", CHAT)
+        await server.asked.wait()
+        headers = [("content-length", str(len(CHAT))), ("x-request-id", "r2")]
+        second = house.client("POST", "/api/chat", [*headers, *([("x-chimera-queue", "1")] if asks else [])])
+        second.scope["extensions"] = {"chimera.informational": inform}
+        nursery.start_soon(second.ask, CHAT)
+        await wait_all_tasks_blocked()
+        go_on.set()
+    assert second.status == 200
+    assert told == ([(102, {b"x-request-id": b"r2", b"x-chimera-queue-position": b"1"})] if asks else [])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.load_options import LOAD_OPTIONS, load_options_of, without_load_options
+from gateway.load_options import LOAD_OPTIONS, load_options_of, names_of, without_load_options
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,10 @@ from gateway.load_options import LOAD_OPTIONS, load_options_of, without_load_opt
 )
 def test_load_options_have_one_form(options: bytes, found: str) -> None:
     assert load_options_of(options) == found
+
+
+def test_their_names_are_for_people() -> None:
+    assert names_of(load_options_of(b'{"num_gpu": 1, "num_ctx": 8192}')) == "num_ctx, num_gpu"
 
 
 def test_all_else_stays_as_it_was_written() -> None:
