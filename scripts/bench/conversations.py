@@ -1,0 +1,171 @@
+"""Conversations with real Ollama: how soon later turns begin to be answered, by Chimera and by HAProxy leastconn.
+
+Several people talk to two workers of two slots at once: each begins with a longer text, then asks short questions about
+it, with a pause to read before each. Ollama keeps what it computed of the last prompts, so a turn is quick where the
+turns before it were answered, and slow elsewhere. (Without the pauses there would be nothing to choose: the only free
+slot would be the one that the same conversation has just left.)
+"""
+
+import json
+import random
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+# Enough for some thousand words.
+NUM_CTX = 4096
+ANSWER_TOKENS = 16
+# The words of each question after the first.
+QUESTION_WORDS = 12
+# The shortest and the longest pause before a turn.
+PAUSE_S = (0.2, 3.0)
+TIMEOUT_S = 600.0
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "government",
+    "number",
+    "night",
+    "point",
+    "home",
+    "water",
+    "room",
+    "mother",
+    "area",
+    "money",
+    "story",
+    "fact",
+    "month",
+    "lot",
+    "right",
+    "study",
+    "book",
+    "eye",
+    "job",
+    "word",
+    "business",
+    "issue",
+    "side",
+    "kind",
+    "head",
+    "house",
+    "service",
+    "friend",
+]
+
+
+@dataclass(slots=True)
+class Talk:
+    """One conversation: seconds to the first token of each turn, and who answered (if that is said)."""
+
+    first_token_s: list[float] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round of conversations took."""
+
+    talks: tuple[Talk, ...]
+    total_s: float
+
+    @property
+    def later_s(self) -> list[float]:
+        """Seconds to the first token of every turn but the first."""
+        return [seconds for talk in self.talks for seconds in talk.first_token_s[1:]]
+
+
+def median_ms(rounds: Sequence[Round]) -> float:
+    """Return the median time to the first token of later turns, in milliseconds."""
+    return statistics.median(seconds for one in rounds for seconds in one.later_s) * 1000
+
+
+def talk(url: str, model: str, turns: int, words: int, seed: int, into: Talk) -> None:
+    """Hold one conversation; what it met goes into `into`."""
+    chance = random.Random(seed)  # noqa: S311 - words, not secrets
+    messages: list[dict[str, str]] = []
+    try:
+        with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
+            for turn in range(turns):
+                said = " ".join(chance.choices(WORDS, k=words if turn == 0 else QUESTION_WORDS))
+                messages.append({"role": "user", "content": f"{said}?"})
+                threading.Event().wait(chance.uniform(*PAUSE_S))
+                messages.append({"role": "assistant", "content": _turn(client, model, messages, into)})
+    except (httpx.HTTPError, ValueError) as error:
+        into.fault = f"{type(error).__name__}: {error}"
+
+
+def _turn(client: httpx.Client, model: str, messages: list[dict[str, str]], into: Talk) -> str:
+    body = {"model": model, "messages": messages,
+            "options": {"num_predict": ANSWER_TOKENS, "num_ctx": NUM_CTX, "seed": 1}}  # fmt: skip
+    began, first, text, done = time.monotonic(), None, "", False
+    with client.stream("POST", "/api/chat", json=body) as answer:
+        for line in answer.iter_lines():
+            first = first or time.monotonic() - began
+            part = json.loads(line)
+            if "error" in part:
+                raise ValueError(str(part["error"]))
+            text += part.get("message", {}).get("content", "")
+            done = done or bool(part.get("done"))
+        into.workers.append(answer.headers.get("x-chimera-worker", ""))
+    if first is None or not done:
+        raise ValueError(f"no complete answer (status {answer.status_code})")
+    into.first_token_s.append(first)
+    return text or "yes"
+
+
+def run_round(url: str, model: str, *, talks: int, turns: int, words: int, seed: int) -> Round:
+    """Hold all conversations of a round at once. Raises RuntimeError when one of them was not answered."""
+    held = [Talk() for _ in range(talks)]
+    threads = [
+        threading.Thread(target=talk, args=(url, model, turns, words, seed * 1000 + number, one))
+        for number, one in enumerate(held)
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults := [one.fault for one in held if one.fault]:
+        raise RuntimeError(f"{url}: {faults[0]}")
+    return Round(tuple(held), time.monotonic() - began)
+
+
+def warm_up(ports: Sequence[int], model: str) -> None:
+    """Have each worker load the model as the conversations need it."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": False,
+            "options": {"num_predict": 1, "num_ctx": NUM_CTX}}  # fmt: skip
+    for port in ports:
+        url = f"http://127.0.0.1:{port}/api/chat"
+        httpx.post(url, json=body, timeout=TIMEOUT_S, trust_env=False).raise_for_status()

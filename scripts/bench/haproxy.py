@@ -1,0 +1,83 @@
+"""HAProxy `leastconn` before the same workers: what people put before several Ollama servers today."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+START_TIMEOUT_S = 10.0
+
+CONFIG = """\
+global
+    maxconn 4096
+defaults
+    mode http
+    option http-no-delay
+    timeout connect 5s
+    timeout client 600s
+    timeout server 600s
+    timeout queue 600s
+frontend gateway
+    bind 127.0.0.1:{port}
+    default_backend workers
+backend workers
+    balance leastconn
+{servers}
+"""
+
+
+class NotInstalled(Exception):
+    """There is no HAProxy on this machine; the text says what to do."""
+
+
+def config(port: int, workers: Sequence[int], slots: int) -> str:
+    """Return a configuration that gives each worker at most `slots` requests at once and queues the rest."""
+    servers = "\n".join(f"    server w{number} 127.0.0.1:{worker} maxconn {slots}"
+                        for number, worker in enumerate(workers, start=1))  # fmt: skip
+    return CONFIG.format(port=port, servers=servers)
+
+
+def version() -> str:
+    """Return what HAProxy says it is. Raises NotInstalled."""
+    found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise NotInstalled("haproxy is not installed; on Debian and Ubuntu: apt install haproxy")
+    said = subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stdout
+    return said.splitlines()[0].partition(" - ")[0]
+
+
+@contextmanager
+def haproxy(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iterator[str]:
+    """Run HAProxy for the block, in the foreground and ended by its pid; yields its URL. Raises NotInstalled."""
+    version()
+    found = shutil.which("haproxy") or "/usr/sbin/haproxy"
+    file = folder / "haproxy.cfg"
+    file.write_text(config(port, workers, slots))
+    process = subprocess.Popen([found, "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    pause = 0.05
+    while True:
+        try:
+            httpx.get(f"{url}/api/version", trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            try:
+                process.wait(pause)
+            except subprocess.TimeoutExpired:
+                continue
