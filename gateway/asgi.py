@@ -10,13 +10,15 @@ import structlog
 import trio
 
 from gateway.admission import Notice
+from gateway.book import Book
 from gateway.errors import AmbiguousLength, BodyTooLarge, ClientGone, GatewayError, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
+from gateway.labels import route_label
 from gateway.load_options import names_of, without_load_options
 from gateway.metrics import Metrics
-from gateway.ollama import FORWARDED, Answerer, Kind, answerer, read_ask
+from gateway.ollama import Answerer, Kind, answerer, read_ask
 from gateway.pulls import BODY_BYTES, Pulls
 
 log = structlog.get_logger("gateway")
@@ -37,6 +39,8 @@ class AsgiBody:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._completed = trio.Event()
+        self.received_bytes = 0
+        self.completed_at: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -47,9 +51,12 @@ class AsgiBody:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
+        part = bytes(message.get("body", b""))
+        self.received_bytes += len(part)
         if not message.get("more_body", False):
+            self.completed_at = trio.current_time()
             self._completed.set()
-        return bytes(message.get("body", b""))
+        return part
 
     async def read(self, declared: bytes | None, max_body_bytes: int) -> bytes:
         """Return the whole body. Raises BodyTooLarge, at once where the length was declared, and ClientGone."""
@@ -97,14 +104,17 @@ class AsgiReply:
         self.started = False
         self.ended = False
         self.status = 0
+        self.sent_bytes = 0
+        self.begun_at: float | None = None
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head."""
-        self.started, self.status = True, status
+        self.started, self.status, self.begun_at = True, status, trio.current_time()
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body."""
+        self.sent_bytes += len(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -131,13 +141,16 @@ class Front:
 
     def __init__(
         self, exchange: Exchange, pulls: Pulls, metrics: Metrics, pages: App, *, max_body_bytes: int,
-        pin_load_options: bool = False,
+        pin_load_options: bool = False, book: Book | None = None,
     ) -> None:  # fmt: skip
-        """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS)."""
+        """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS).
+
+        `book` follows each request to its end; without one only the metrics hear of it.
+        """
         self._exchange = exchange
         self.pulls = pulls
         self._fleetwide = Fleetwide(exchange)
-        self._metrics = metrics
+        self._book = book or Book(metrics)
         self._pages = pages
         self._max_body_bytes = max_body_bytes
         self._pin_load_options = pin_load_options
@@ -156,21 +169,17 @@ class Front:
         body = AsgiBody(receive)
         reply = AsgiReply(send, body)
         try:
-            await self._carry_out(who, request, body, reply)
+            with self._book.following(request, route_label(who, request.path), body, reply):
+                await self._carry_out(who, request, body, reply)
         except ClientGone:
             log.debug("client left", request=request.id, path=request.path)
             return
-        finally:
-            self._metrics.answered(_route(who, request.path), reply.status)
-        log.debug(
-            "answered", request=request.id, path=request.path, status=reply.status, worker=request.worker_id,
-            queue_ms=round(request.waited_s * 1000), attempts=request.attempts,
-        )  # fmt: skip
 
     async def _carry_out(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
         try:
             await self._answer(who, request, body, reply)
         except GatewayError as fault:
+            request.phases.fault = fault
             if isinstance(fault, ClientGone) or reply.started:
                 raise ClientGone from fault
             await answer_error(request, fault, reply)  # type: ignore[arg-type]  # every GatewayError but ClientGone is a Fault
@@ -229,6 +238,7 @@ class Front:
         if ask.load_options and self._pin_load_options:
             request.dropped_options = names_of(ask.load_options)
             ask, body = replace(ask, load_options=""), without_load_options(body)
+        request.phases.model = ask.model
         match ask.kind:
             case Kind.HOPELESS:
                 await self._exchange.to_primary(request, body, reply)
@@ -276,8 +286,3 @@ def _notice(scope: Message, request: Request) -> Notice | None:
         await inform(102, headers)
 
     return notice
-
-
-def _route(who: Answerer, path: str) -> str:
-    """Return a metric's label: one of a bounded set, whatever clients ask for."""
-    return path if path in FORWARDED else who.value

@@ -4,7 +4,8 @@ The reply is told through the small `Reply` protocol, so that there is one place
 watchdogs however the client is connected. The client's leaving arrives here as cancellation.
 """
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import trio
 
 from gateway.admission import Admission, Notice
 from gateway.affinity import Life
+from gateway.ending import End, end_of, is_stream
 from gateway.errors import (
     ConnectFailed,
     Dialect,
@@ -32,9 +34,11 @@ from gateway.errors import (
 )
 from gateway.headers import Headers, framing_of, request_headers, response_headers, value_of
 from gateway.metrics import Metrics
-from gateway.ollama import ERROR_BYTES, ERROR_STARTS, TAIL_BYTES, Ask, full_name, load_failed, runner_died, tokens_of
+from gateway.ollama import ERROR_BYTES, ERROR_STARTS, Ask, full_name, load_failed, runner_died, tokens_of
+from gateway.phases import Phases, Try, Unnoted, WorkerNotes, try_outcome_of
 from gateway.retry import RetryBudget, Tries
 from gateway.slots import Lease, WorkerSlots
+from gateway.traceparent import TraceParent
 from gateway.upstream import Answer, Upstream
 
 log = structlog.get_logger("gateway")
@@ -85,6 +89,8 @@ class Request:
     arrived: float = field(default_factory=trio.current_time)
     dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
     asked: float = 0.0  # when the present attempt began (trio's clock)
+    phases: Phases = field(default_factory=Phases)
+    trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
 
 
 class WorkerWatch(Protocol):
@@ -121,14 +127,16 @@ class Exchange:
         metrics: Metrics,
         primary_port: int,
         watch: WorkerWatch | None = None,
+        notes: WorkerNotes | None = None,
     ) -> None:
-        """`watch` is told of requests that made no progress."""
+        """`watch` is told of requests that made no progress, `notes` of every request and its worker."""
         self.admission = admission
         self.upstream = upstream
         self.metrics = metrics
         self.primary_port = primary_port
         self._watch = watch or _Unwatched()
         self._budget = RetryBudget()
+        self._notes = notes or Unnoted()
 
     async def infer(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
         """Have a worker answer: wait for a slot, relay, and try another worker while nothing has been sent.
@@ -141,6 +149,7 @@ class Exchange:
             model, request.caller, ask.prefix, load_options=ask.load_options, priority=request.priority,
             body_bytes=len(body), request_id=request.id, notice=request.notice,
         )  # fmt: skip
+        request.phases.queued_at = trio.current_time()
         tries = Tries(ticket)
         self._budget.request()
         while True:
@@ -150,7 +159,8 @@ class Exchange:
                 request.worker_id = lease.worker_id
                 self.metrics.leased(request.waited_s)
                 try:
-                    await self._relay_lease(request, lease, tries, body, reply)
+                    with self.noted(request, lease.worker_id):
+                        await self._relay_lease(request, lease, tries, body, reply)
                     return
                 except (ConnectFailed, WorkerLost, WorkerRefused, LoadFailed, RunnerDied, FirstByteTimeout,
                         Stalled) as fault:  # fmt: skip
@@ -167,6 +177,26 @@ class Exchange:
             log.warning("request tried again", request=request.id, worker=request.worker_id, cause=str(lost))
             if not await self._another_chance(ticket.excluded):
                 raise lost
+
+    @contextmanager
+    def noted(self, request: Request, worker_id: str) -> Iterator[Try]:
+        """Note one try at a worker, from the moment that it is given the request to its end, however that comes."""
+        phases = request.phases
+        tried = Try(worker_id, trio.current_time())
+        phases.tries.append(tried)
+        self._notes.begins(worker_id, request.id, phases.model)
+        fault: BaseException | None = None
+        try:
+            yield tried
+        except BaseException as error:
+            fault = error
+            raise
+        finally:
+            tried.ended_at = trio.current_time()
+            tried.outcome = try_outcome_of(tried, fault, phases.broken)
+            self._notes.ends(worker_id, request.id, tried.status, tried.outcome, tried.ended_at - tried.began_at)
+            if worker_id != PRIMARY:
+                self.metrics.tried(worker_id, tried.outcome)
 
     def tell_silence(self, worker: WorkerSlots, fault: Fault) -> None:
         """Tell the watch of a request that got no byte of this life of a worker; other faults are none of its news."""
@@ -193,7 +223,9 @@ class Exchange:
             if answer.status in (502, 503, 504) and tries.after_refusal(others=others):
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
             first = await answer.read()
-            lease.worker.progress_at = trio.current_time()
+            now = lease.worker.progress_at = trio.current_time()
+            tried = request.phases.tries[-1]
+            tried.status, tried.sent_at, tried.first_byte_at = answer.status, answer.sent_at, now
             if answer.status == 500 or (answer.status < 400 and first.startswith(ERROR_STARTS)):
                 first = await _error_part(answer, first)
                 if answer.status == 500 and load_failed(first[:ERROR_BYTES]):
@@ -209,7 +241,7 @@ class Exchange:
                 self.admission.answered(lease)
             if well:
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
-            self.metrics.first_byte(trio.current_time() - request.arrived)
+            self.metrics.first_byte(now - request.arrived)
             await self._relay(request, answer, first, reply, lease)
 
     async def to_primary(self, request: Request, body: bytes | AsyncIterable[bytes] | None, reply: Reply) -> None:
@@ -223,8 +255,12 @@ class Exchange:
         request.attempts += 1
         request.worker_id = PRIMARY
         try:
-            async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
-                await self._relay(request, answer, await answer.read(), reply, None)
+            with self.noted(request, PRIMARY):
+                async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
+                    first, tried = await answer.read(), request.phases.tries[-1]
+                    tried.status, tried.sent_at = answer.status, answer.sent_at
+                    tried.first_byte_at = trio.current_time()
+                    await self._relay(request, answer, first, reply, None)
         except (ConnectFailed, WorkerLost) as fault:
             if reply.started:
                 raise
@@ -236,11 +272,13 @@ class Exchange:
         `lease` None: it is the primary's.
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
-        last = before = b""
+        tail = bytearray()
         chunks, waited_s = 0, trio.current_time() - request.asked
         try:
             while chunk:
-                before, last = last, chunk
+                tail += chunk
+                if len(tail) > 2 * ERROR_BYTES:
+                    del tail[:-ERROR_BYTES]
                 chunks += 1
                 await reply.write(chunk)
                 asked = trio.current_time()
@@ -250,35 +288,50 @@ class Exchange:
                     waited_s = now - asked + (waited_s if chunks > 1 else 0.0)
                 if lease is not None:
                     lease.worker.progress_at = now
+            request.phases.tries[-1].last_byte_at = trio.current_time()
+            if lease is not None:
+                self._look_at_end(request, answer, bytes(tail), lease, chunks=chunks, waited_s=waited_s)
         except (WorkerLost, Stalled) as fault:
             if lease is not None:
                 self.tell_silence(lease.worker, fault)
-            log.warning("answer broken", request=request.id, worker=request.worker_id, cause=str(fault))
-            self.metrics.broken()
-            await _end_broken(request, answer, reply, fault, last)
+            if request.phases.broken is None:
+                self._broken(request, "stalled" if isinstance(fault, Stalled) else "lost", str(fault))
+            await _end_broken(request, answer, reply, fault, bytes(tail))
             return
-        if lease is not None:
-            tail = before + last if len(last) < TAIL_BYTES else last
-            self._look_at_end(request, tail, lease, chunks=chunks, waited_s=waited_s)
         await reply.end()
 
-    def _look_at_end(self, request: Request, tail: bytes, lease: Lease, *, chunks: int, waited_s: float) -> None:
-        """Count the tokens of an answer, or that it ended with an error line of the worker's own.
+    def _broken(self, request: Request, cause: str, said: str) -> None:
+        request.phases.broken = cause
+        self.metrics.broken(cause)
+        log.warning("answer broken", request=request.id, worker=request.worker_id, cause=said)
 
-        `waited_s` is how long the worker was waited for: for all of an answer that came at once, or from the first
-        to the last of its `chunks`, each a token if it does not say how many there were.
+    def _look_at_end(
+        self, request: Request, answer: Answer, tail: bytes, lease: Lease, *, chunks: int, waited_s: float
+    ) -> None:
+        """Count the tokens of an answer, and see whether it came to its end. Raises WorkerLost where it did not.
+
+        An error line of the worker's own is an end that the client has seen. `waited_s` is how long the worker was
+        waited for: for all of an answer that came at once, or from the first to the last of its `chunks`, each a
+        token if it does not say how many there were.
         """
+        phases = request.phases
+        phases.stream = is_stream(answer.headers)
         prompt, given = tokens_of(tail)
-        self.metrics.tokens(prompt, given)
+        phases.prompt_tokens, phases.answer_tokens = prompt or None, given or None
+        self.metrics.tokens(prompt, given, lease.model)
         tokens = given or (chunks if chunks > 1 else 0)
         if tokens >= PACE_TOKENS:
             self.admission.took(lease, waited_s / tokens)
-        end = tail.rstrip().rpartition(b"\n")[2]
-        if end.startswith(ERROR_STARTS):
-            log.warning("answer broken", request=request.id, worker=lease.worker_id, cause="the worker said an error")
-            self.metrics.broken()
-            if runner_died(end[:ERROR_BYTES]):
+        if not phases.stream or answer.status >= 400:
+            return
+        end, last = end_of(request.path, tail)
+        if end is End.ERROR:
+            self._broken(request, "error_line", "the worker said an error")
+            if runner_died(last):
                 self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
+        elif end is End.MISSING:
+            self._broken(request, "no_end", "the worker ended the stream without the word that ends it")
+            raise WorkerLost("its stream ended without its last word")
 
 
 def own_headers(request: Request) -> Headers:
@@ -307,7 +360,7 @@ async def _error_part(answer: Answer, first: bytes) -> bytes:
 async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fault, last: bytes) -> None:
     """End a broken body so that it never looks complete: an error line where there are lines, else a cut.
 
-    `last` is the last part that was sent. Nothing can be added to a body whose length was declared.
+    `last` is the end of what was sent. Nothing can be added to a body whose length was declared.
     """
     headers = [(name.lower(), value) for name, value in answer.headers]
     kind = value_of(headers, b"content-type") or b""

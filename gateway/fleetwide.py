@@ -11,6 +11,7 @@ from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
 from gateway.exchange import Exchange, Reply, Request
 from gateway.headers import Headers, request_headers, response_headers
 from gateway.ollama import Ask, Kind, full_name
+from gateway.phases import Try
 from gateway.slots import WorkerSlots
 
 log = structlog.get_logger("gateway")
@@ -123,17 +124,27 @@ class Fleetwide:
         given = [] if body is None else request.headers
         headers = request_headers(given, port=worker.port, request_id=request.id, framing=framing)
         try:
-            async with self._exchange.upstream.exchange(worker.port, method, target, headers, body) as answer:
-                whole = b""
-                while part := await answer.read():
-                    whole += part
-                passed = [pair for pair in response_headers(answer.headers) if pair[0] != b"content-length"]
-                return answer.status, passed, whole
+            if body is None:
+                return await self._whole(worker, method, target, headers, None, None)
+            with self._exchange.noted(request, worker.id) as tried:
+                return await self._whole(worker, method, target, headers, body, tried)
         except (ConnectFailed, WorkerLost, FirstByteTimeout, Stalled) as fault:
             if body is not None:  # a load; /api/ps has no need of the runner, and its silence shows in probes
                 self._exchange.tell_silence(worker, fault)
             log.warning("worker gave no answer", worker=worker.id, target=target.decode("latin1"), cause=str(fault))
             return None
+
+    async def _whole(
+        self, worker: WorkerSlots, method: str, target: bytes, headers: Headers, body: bytes | None, tried: Try | None
+    ) -> tuple[int, Headers, bytes]:
+        async with self._exchange.upstream.exchange(worker.port, method, target, headers, body) as answer:
+            if tried is not None:
+                tried.status, tried.sent_at, tried.first_byte_at = answer.status, answer.sent_at, trio.current_time()
+            whole = b""
+            while part := await answer.read():
+                whole += part
+            passed = [pair for pair in response_headers(answer.headers) if pair[0] != b"content-length"]
+            return answer.status, passed, whole
 
     async def _answer(self, request: Request, reply: Reply, status: int, headers: Headers, body: bytes) -> None:
         length = (b"content-length", str(len(body)).encode())

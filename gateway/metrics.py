@@ -1,61 +1,94 @@
 """Prometheus metrics of the gateway. Counting is a few attribute updates; everything else happens at /metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from gateway.fleet_metrics import FleetCollector
+from gateway.labels import ModelLabels, status_label
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+# When each counter was made says nothing that the process's start does not; it would double the series.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 
 class Metrics:
-    """Every metric, on a registry of its own: two gateways in one process (tests) do not meet."""
+    """Every metric, on a registry of its own: two gateways in one process (tests) do not meet.
 
-    def __init__(self) -> None:
+    No label is of a client's own choosing: see `gateway.labels`.
+    """
+
+    def __init__(self, models: ModelLabels | None = None) -> None:
+        """`models`: which names of models are labels; without it all are "other"."""
         self.registry = CollectorRegistry()
-        common: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter(
-            "chimera_requests_total", "Requests answered", ["route", "status"], **common
-        )  # fmt: skip
-        self._ttft = Histogram(
-            "chimera_ttft_seconds", "From a request's arrival to its answer's first byte", buckets=_SECONDS, **common
-        )
-        self._wait = Histogram(
-            "chimera_queue_wait_seconds", "Time spent waiting for a slot", buckets=_SECONDS, **common
-        )
-        self._retries = Counter(
-            "chimera_retries_total", "Requests tried again before their client saw anything", **common
-        )
-        self._broken = Counter("chimera_broken_answers_total", "Answers that ended before they were complete", **common)
-        self._tokens = Counter("chimera_tokens_total", "Tokens that the workers counted", ["kind"], **common)
-        self._queue = Gauge("chimera_queue_depth", "Tickets waiting for a slot", **common)
-        self._up = Gauge(
-            "chimera_worker_up", "1 while the worker may be given leases", ["worker", "placement"], **common
-        )
-        self._inflight = Gauge("chimera_worker_inflight", "Leases of the worker", ["worker"], **common)
-        self._restarts = Gauge(
-            "chimera_worker_restarts_total", "Restarts of the worker since it was added", ["worker"], **common
-        )
-        self._degraded = Gauge(
-            "chimera_worker_degraded", "1 while the worker serves, but not as it should", ["worker"], **common
-        )
-        self._quarantined = Gauge(
-            "chimera_gpu_quarantined", "1 while the GPU takes no worker", ["gpu", "uuid"], **common
-        )
-        self._gpu = {
-            key: Gauge(f"chimera_gpu_{key}", text, ["gpu", "uuid"], **common)
-            for key, text in (
-                ("memory_used_bytes", "GPU memory in use"),
-                ("memory_total_bytes", "GPU memory"),
-                ("utilisation_percent", "Share of time in which the GPU computed"),
-                ("temperature_c", "GPU temperature"),
-                ("power_w", "GPU power draw"),
-            )
-        }
+        self._models = models or ModelLabels()
+        self._fleet = FleetCollector()
+        self._workers_counted: set[tuple[str, str]] = set()
 
-    def answered(self, route: str, status: int) -> None:
-        """Count an answer; `route` is one of a few fixed words, never a client's path."""
-        self._requests.labels(route, str(status)).inc()
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+        self._requests = counter(
+            "chimera_requests_total", "Requests that have ended; status 0: without an answer",
+            "route", "status", "outcome",
+        )  # fmt: skip
+        self._by_model = counter(
+            "chimera_model_requests_total", "Requests that have ended and named a model", "model", "outcome"
+        )
+        self._by_worker = counter(
+            "chimera_worker_requests_total", "Tries that have ended at a worker", "worker", "outcome"
+        )
+        self._duration = histogram(
+            "chimera_request_duration_seconds", "From a request's arrival to its end, whole answers only", "route"
+        )
+        self._ttft = histogram("chimera_ttft_seconds", "From a request's arrival to its answer's first byte")
+        self._wait = histogram("chimera_queue_wait_seconds", "Time spent waiting for a slot")
+        self._speed = histogram(
+            "chimera_answer_tokens_per_second", "How fast the tokens of a whole stream came", buckets=_SPEEDS
+        )
+        self._refusals = counter("chimera_queue_refusals_total", "Requests that got no slot", "cause")
+        self._left = counter("chimera_clients_left_total", "Clients that left before their answer was whole", "phase")
+        self._retries = counter("chimera_retries_total", "Requests tried again before their client saw anything")
+        self._broken = counter(
+            "chimera_broken_answers_total", "Answers that began and did not come to their end", "cause"
+        )
+        self._tokens = counter("chimera_tokens_total", "Tokens that the workers counted", "kind", "model")
+        self._queue = Gauge("chimera_queue_depth", "Tickets waiting for a slot", registry=self.registry)
+        self._queue_bytes = Gauge(
+            "chimera_queue_bytes", "Bytes of the bodies of requests that wait for a slot", registry=self.registry
+        )
+        self.registry.register(self._fleet)
+
+    def ended(self, route: str, status: int, outcome: str, model: str | None, took_s: float) -> None:
+        """Count a request that has ended; `route` and `outcome` are of fixed sets, never a client's words."""
+        self._requests.labels(route, status_label(status), outcome).inc()
+        if model is not None:
+            self._by_model.labels(self._models.of(model), outcome).inc()
+        if outcome == "ok":
+            self._duration.labels(route).observe(took_s)
+
+    def tried(self, worker_id: str, outcome: str) -> None:
+        """A try at a worker has ended."""
+        self._workers_counted.add((worker_id, outcome))
+        self._by_worker.labels(worker_id, outcome).inc()
+
+    def refused(self, cause: str) -> None:
+        """A request got no slot; `cause` is one of gateway.phases.REFUSALS."""
+        self._refusals.labels(cause).inc()
+
+    def left(self, phase: str) -> None:
+        """A client left; `phase` is one of gateway.phases.LEFT_IN."""
+        self._left.labels(phase).inc()
+
+    def speed(self, tokens_per_s: float) -> None:
+        """A stream has come to its end."""
+        self._speed.observe(tokens_per_s)
 
     def leased(self, waited_s: float) -> None:
         """A request got its slot."""
@@ -65,34 +98,30 @@ class Metrics:
         """An answer began."""
         self._ttft.observe(seconds)
 
-    def tokens(self, prompt: int, answer: int) -> None:
+    def tokens(self, prompt: int, answer: int, model: str | None = None) -> None:
         """Count the tokens of one answer."""
-        self._tokens.labels("prompt").inc(prompt)
-        self._tokens.labels("answer").inc(answer)
+        label = self._models.of(model) if model is not None else "other"
+        self._tokens.labels("prompt", label).inc(prompt)
+        self._tokens.labels("answer", label).inc(answer)
 
     def retried(self) -> None:
         """A request is tried again, nearly always by another worker."""
         self._retries.inc()
 
-    def broken(self) -> None:
-        """An answer ended before it was complete."""
-        self._broken.inc()
+    def broken(self, cause: str) -> None:
+        """An answer ended before it was whole; `cause` is one of gateway.phases.BREAKS."""
+        self._broken.labels(cause).inc()
+
+    def queue_bytes_from(self, ask: Callable[[], float]) -> None:
+        """Have somebody asked, whenever Prometheus asks, how many bytes wait in the queue."""
+        self._queue_bytes.set_function(ask)
 
     def render(self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]]) -> bytes:
         """Return the text for Prometheus. Workers and GPUs are shown as they are now; gone ones are not."""
         self._queue.set(queue_depth)
-        for gauge in (
-            self._up, self._inflight, self._restarts, self._degraded, self._quarantined, *self._gpu.values()
-        ):  # fmt: skip
-            gauge.clear()
-        for row in instances:
-            self._up.labels(row["id"], row["placement"]).set(row["state"] in ("IDLE", "BUSY"))
-            self._inflight.labels(row["id"]).set(row["inflight"])
-            self._restarts.labels(row["id"]).set(row["restarts"])
-            self._degraded.labels(row["id"]).set(bool(row.get("degraded")))
-        for row in gpus:
-            self._quarantined.labels(str(row["index"]), row["uuid"]).set(row.get("verdict") == "quarantined")
-            for key, gauge in self._gpu.items():
-                if row.get(key) is not None:
-                    gauge.labels(str(row["index"]), row["uuid"]).set(row[key])
+        self._fleet.instances, self._fleet.gpus = list(instances), list(gpus)
+        there = {str(row["id"]) for row in self._fleet.instances}
+        for worker_id, outcome in [pair for pair in self._workers_counted if pair[0] not in there]:
+            self._workers_counted.discard((worker_id, outcome))
+            self._by_worker.remove(worker_id, outcome)
         return generate_latest(self.registry)

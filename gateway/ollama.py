@@ -228,8 +228,9 @@ def tokens_of(tail: bytes) -> tuple[int, int]:
     parsed.
     """
     end = tail[-TAIL_BYTES:]
-    prompt, answer = _PROMPT_TOKENS.search(end), _ANSWER_TOKENS.search(end)
-    return int(prompt[1]) if prompt else 0, int(answer[1]) if answer else 0
+    # the last counts: asked for usage, Ollama's OpenAI form has noughts in every event before
+    prompt, answer = _PROMPT_TOKENS.findall(end), _ANSWER_TOKENS.findall(end)
+    return int(prompt[-1]) if prompt else 0, int(answer[-1]) if answer else 0
 
 
 # How much of an error answer is looked at.

@@ -53,7 +53,9 @@ class _Connection:
 class Answer:
     """A worker's answer: its head, and its body as it comes."""
 
-    def __init__(self, connection: _Connection, response: h11.Response, stall_timeout_s: float) -> None:
+    def __init__(self, connection: _Connection, response: h11.Response, stall_timeout_s: float, sent_at: float) -> None:
+        """`sent_at`: when the worker had all of the request (trio's clock)."""
+        self.sent_at = sent_at
         self.status = response.status_code
         self.headers: Headers = list(response.headers)
         self.ended = False
@@ -153,7 +155,8 @@ class Upstream:
         try:
             with trio.CancelScope(deadline=trio.current_time() + self._first_byte_timeout_s) as first_byte:
                 await self._send(connection, method, target, headers, body, first_byte)
-                return Answer(connection, await _head(connection), self._stall_timeout_s)
+                sent_at = trio.current_time()
+                return Answer(connection, await _head(connection), self._stall_timeout_s, sent_at)
             raise FirstByteTimeout(self._first_byte_timeout_s)
         except _BROKEN as error:
             connection.stream.socket.close()

@@ -11,20 +11,26 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import structlog
 import trio
 
+from gateway.access import AccessLog, Which
 from gateway.admission import Admission
 from gateway.app import make_app
 from gateway.asgi import App, Front
+from gateway.book import Book, Tracer
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
+from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
 from gateway.upstream import Upstream
+from supervisor.background import log_path
 from supervisor.cgroup import find_delegated
 from supervisor.command import PRIMARY
 from supervisor.config import WORKER_PORTS, Settings, workers_text
@@ -34,12 +40,16 @@ from supervisor.fleet import Fleet
 from supervisor.gpu import GpuReader, watch_gpus
 from supervisor.gpu_events import watch_events
 from supervisor.house import House, WorkerSpec
+from supervisor.lines import LineWriter
 from supervisor.locate import Ollama
 from supervisor.lock import locked
+from supervisor.logfiles import LogFiles, OwnLog
+from supervisor.logs import for_people
+from supervisor.notes import WorkerLogNotes
 from supervisor.operator import Operator
 from supervisor.placement import CPU, wanted_fleet
 from supervisor.probe import PortBook, Prober, port_holder, port_is_free
-from supervisor.store import ModelStore
+from supervisor.store import ModelStore, full_name
 from supervisor.strays import end_strays
 from supervisor.sweep import sweep
 from supervisor.usage import UsageMeter
@@ -143,7 +153,8 @@ async def _run_all(
 ) -> None:  # fmt: skip
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
-    prober, meter, metrics = Prober(), UsageMeter(), Metrics()
+    prober, meter = Prober(), UsageMeter()
+    metrics = Metrics(ModelLabels(lambda: _models_here(settings, fleet)))
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
     admission = Admission(
         settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget, settings.queue_bytes
@@ -163,16 +174,22 @@ async def _run_all(
     fleet = Fleet(house, admission, wanted)
     ward.admit(fleet)
     operator = Operator(fleet, primary, store, meter, events, ward)
-    exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet)
+    log_files: LineWriter[Path] = LineWriter("workers' logs", LogFiles().append)
+    own_log: LineWriter[None] = LineWriter("the access log", OwnLog(log_path(settings)).write)
+    notes = WorkerLogNotes(lambda worker_id: settings.log_dir / f"{worker_id}.log", log_files, _now_utc)
+    exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     pages = make_app(operator, admission, metrics, token)
     pulls = Pulls(exchange)
-    front = Front(
-        exchange, pulls, metrics, cast("App", pages),
-        max_body_bytes=settings.max_body_bytes, pin_load_options=settings.load_options == "pin",
-    )  # fmt: skip
 
     async with AsyncExitStack() as stack:
+        for writer in (log_files, own_log):
+            await stack.enter_async_context(background(writer.run, started=True))
+        book = Book(metrics, _access_log(settings, own_log), _tracer(settings, stack))
+        front = Front(
+            exchange, pulls, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes,
+            pin_load_options=settings.load_options == "pin", book=book,
+        )  # fmt: skip
         stack.push_async_callback(prober.aclose)
         stack.push_async_callback(upstream.aclose)
         reader = GpuReader()
@@ -200,6 +217,36 @@ async def _run_all(
         await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))
         await asked.wait()
         await _drain(settings, admission, door, again)
+
+
+def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | None:
+    """Return what writes the access lines; they are of level info, and go where that level goes."""
+    console = for_people(settings.log_format)
+    which: Which = ("errors" if console else "on") if settings.access_log == "auto" else settings.access_log
+    if which == "off" or settings.log_level in ("warning", "error"):
+        return None
+    return AccessLog(partial(writer.put, None), which, console=console, now=lambda: datetime.now().astimezone())
+
+
+def _tracer(settings: Settings, stack: AsyncExitStack) -> Tracer | None:
+    """Return what makes traces, None where nobody wants any: then OpenTelemetry is not even imported."""
+    if settings.traces_url is None:
+        return None
+    from gateway.tracing import Tracing
+
+    tracing = Tracing(settings.traces_url)
+    stack.push_async_callback(tracing.aclose)
+    return tracing
+
+
+def _now_utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _models_here(settings: Settings, fleet: Fleet) -> set[str]:
+    """Return the models that there are for sure, as Ollama lists them: the required ones, and what workers hold."""
+    held = (worker.models for worker in fleet.workers.values())
+    return {full_name(model) for model in settings.required_models}.union(*held)
 
 
 async def _keep_models(

@@ -115,12 +115,19 @@ def _token(value: object) -> object:
     return value
 
 
+def _url(value: object) -> object:
+    # never the text itself: a URL may hold a password
+    if isinstance(value, str) and not re.fullmatch(r"https?://[!-~]+", value):
+        raise ValueError("must be a URL that begins with http:// or https:// (OTLP over HTTP, usually port 4318)")
+    return value
+
+
 def _choice(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
 # never repeated in a fault: WORKER_ENV may hold a key
-SECRETS = frozenset({"ADMIN_TOKEN", "WORKER_ENV"})
+SECRETS = frozenset({"ADMIN_TOKEN", "WORKER_ENV", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"})
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
@@ -210,6 +217,26 @@ class Settings(BaseModel):
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_choice)] = Field(
         "auto", alias="LOG_FORMAT", description="console or json; auto: console on a terminal, else json"
     )
+    access_log: Annotated[Literal["auto", "on", "errors", "off"], BeforeValidator(_choice)] = Field(
+        "auto",
+        alias="ACCESS_LOG",
+        description="a line per request: on, errors, off; auto: errors on a terminal, else on",
+    )
+    otel_endpoint: Annotated[str | None, BeforeValidator(_url)] = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="where OpenTelemetry's data goes; traces to /v1/traces there",
+    )
+    otel_traces_endpoint: Annotated[str | None, BeforeValidator(_url)] = Field(
+        None, alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", description="where traces go, the whole URL"
+    )
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where traces go, None: there are none. As OpenTelemetry's specification of the OTLP exporter has it."""
+        if self.otel_traces_endpoint is not None:
+            return self.otel_traces_endpoint
+        return None if self.otel_endpoint is None else f"{self.otel_endpoint.rstrip('/')}/v1/traces"
 
     @property
     def gateway_url(self) -> str:
@@ -289,6 +316,8 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "auto" if name == "workers" else ""
     if isinstance(value, SecretStr):
+        return "(set, hidden)"
+    if name in ("otel_endpoint", "otel_traces_endpoint") and ("@" in value or "?" in value):
         return "(set, hidden)"
     if name == "workers":
         return workers_text(value)

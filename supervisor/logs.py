@@ -6,12 +6,17 @@ import sys
 import structlog
 
 
+def for_people(form: str) -> bool:
+    """Say whether `form` (console, json, auto) means text for people: auto does on a terminal."""
+    return form == "console" or (form == "auto" and sys.stderr.isatty())
+
+
 def configure(level: str, form: str) -> None:
     """Send every log line, other libraries' too, to standard error.
 
     `form` is console, json, or auto: console on a terminal.
     """
-    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    console = for_people(form)
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,

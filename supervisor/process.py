@@ -254,9 +254,14 @@ def _rotate(log_path: Path) -> None:
             log_path.replace(log_path.with_suffix(".log.1"))
 
 
-def last_lines(path: Path, count: int, *, at_most_bytes: int = 256 * 1024) -> list[str]:
-    """Return the last lines of a log, looking at no more than its last `at_most_bytes`; none if there is no log."""
+def last_lines(path: Path, count: int, *, without: str | None = None, at_most_bytes: int = 256 * 1024) -> list[str]:
+    """Return the last lines of a log, looking at no more than its last `at_most_bytes`; none if there is no log.
+
+    Lines that contain `without` are passed over.
+    """
     lines = tail(path, at_most_bytes=at_most_bytes)[0].decode("utf-8", "replace").splitlines()
+    if without is not None:
+        lines = [line for line in lines if without not in line]
     return lines[-count:] if count > 0 else []
 
 

@@ -17,6 +17,7 @@ from supervisor.command import PRIMARY, worker_command
 from supervisor.errors import StartFailed
 from supervisor.health import computes_on_cpu, misplaced
 from supervisor.lifecycle import Event, State, after
+from supervisor.notes import MARK
 from supervisor.oom import OomMark, killed, mark
 from supervisor.placement import CPU
 from supervisor.probe import PortBook, owns_port, port_holder
@@ -104,7 +105,7 @@ class Worker(Standing):
         status = self.process.exit_status if self.process else None
         if self.process is not None and status is not None and not self.process.killed_by_us:
             reason = await self._explain({self.process.pid}, status, oom_mark) or f"{reason} ({status.text})"
-        tail = tuple(last_lines(self.log_path, 5)) if failed else ()
+        tail = tuple(last_lines(self.log_path, 5, without=MARK)) if failed else ()
         self.last_exit = LastExit(reason, status, datetime.now(UTC), tail)
         self.process, self.watch, self.models = None, None, frozenset()
         return reason

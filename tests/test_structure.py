@@ -38,6 +38,11 @@ PURE = {
         "pace",
         "retry",
         "slots",
+        "access",
+        "ending",
+        "labels",
+        "phases",
+        "traceparent",
     },
 }
 # What a pure module must not know: tasks, the network, the machine, the clock, chance.

@@ -39,10 +39,10 @@ async def test_it_is_ready_with_a_worker_that_may_be_given_leases() -> None:
 
 async def test_metrics_are_text_for_prometheus() -> None:
     page = Page()
-    page.metrics.answered("/api/chat", 200)
+    page.metrics.ended("/api/chat", 200, "ok", None, 0.5)
     status, text = await page.get("/metrics")
     assert status == 200
-    assert 'chimera_requests_total{route="/api/chat",status="200"} 1.0' in text
+    assert 'chimera_requests_total{outcome="ok",route="/api/chat",status="200"} 1.0' in text
     assert 'chimera_worker_up{placement="cpu",worker="cpu-1"} 1.0' in text
 
 

@@ -15,7 +15,7 @@ from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, starts, streams
 
-LINE = b'{"response":"a"}\n'
+LINE = b'{"response":"a","done":true}\n'
 CHAT = b'{"model":"m","messages":[{}]}'
 MAX_BODY_BYTES = 1000
 
@@ -365,9 +365,9 @@ async def test_whatever_clients_ask_for_the_labels_are_few(house: House) -> None
         await house.client("BREW", f"/v1/{number}").ask()
     await house.post("/api/chat", CHAT)
     text = house.hall.metrics.render(0, [], []).decode()
-    routes = set(re.findall(r'chimera_requests_total\{route="([^"]+)"', text))
+    routes = set(re.findall(r'chimera_requests_total\{.*route="([^"]+)"', text))
     assert routes == {"primary", "/api/chat"}
-    assert 'chimera_requests_total{route="primary",status="200"} 40.0' in text
+    assert 'chimera_requests_total{outcome="ok",route="primary",status="200"} 40.0' in text
 
 
 # -- all workers at once ---------------------------------------------------------------------------------------

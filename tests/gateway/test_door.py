@@ -25,7 +25,7 @@ from tests.fakes.worker_server import Conversation, dies, hangs, says, starts, s
 
 # A test that hangs says so; no result depends on it.
 TOO_LONG_S = 10.0
-LINE = b'{"response":"a"}\n'
+LINE = b'{"response":"a","done":true}\n'
 CHAT = b'{"model":"m","messages":[{}]}'
 MAX_BODY_BYTES = 100_000
 

@@ -39,7 +39,7 @@ from tests.fakes.worker_server import (
 
 ASK = Ask(Kind.INFERENCE, "m")
 BODY = b'{"model":"m","messages":[{}]}'
-LINE = b'{"response":"a"}\n'
+LINE = b'{"response":"a","done":true}\n'
 
 
 def request(path: str, method: str = "POST", **more: Any) -> Request:
@@ -238,7 +238,7 @@ async def test_an_error_at_an_answers_end_is_counted_and_a_dead_runner_told(
     await hall.worker("a", streams(LINE, json.dumps({"error": text}).encode() + b"\n"))
     await ask(hall)
     assert hall.deaths == deaths
-    assert b"chimera_broken_answers_total 1.0" in hall.metrics.render(0, [], [])
+    assert b'chimera_broken_answers_total{cause="error_line"} 1.0' in hall.metrics.render(0, [], [])
 
 
 async def test_the_only_worker_whose_runner_died_is_asked_once_more(hall: Hall) -> None:

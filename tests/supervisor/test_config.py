@@ -82,6 +82,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
     ("LOG_LEVEL", " DEBUG ", "debug"),
     ("LOG_FORMAT", "Json", "json"),
+    ("ACCESS_LOG", "Errors", "errors"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318", "http://collector:4318"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://collector/v1/traces", "https://collector/v1/traces"),
 ]
 
 BAD: list[tuple[str, str, str]] = [
@@ -133,6 +136,9 @@ BAD: list[tuple[str, str, str]] = [
     ("LOG_DIR", "./logs", "is not an absolute path"),
     ("LOG_LEVEL", "verbose", "must be 'debug', 'info', 'warning' or 'error' (it is 'verbose')"),
     ("LOG_FORMAT", "xml", "must be 'auto', 'console' or 'json'"),
+    ("ACCESS_LOG", "some", "must be 'auto', 'on', 'errors' or 'off'"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "user:secret@collector", "must be a URL"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://user:secret@collector:4317", "must be a URL"),
 ]
 
 
@@ -351,7 +357,8 @@ def test_the_example_as_it_is_sets_nothing() -> None:
 
 
 UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
-         "WORKER_MEMORY_LIMIT_BYTES"}  # fmt: skip
+         "WORKER_MEMORY_LIMIT_BYTES", "OTEL_EXPORTER_OTLP_ENDPOINT",
+         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
@@ -379,3 +386,24 @@ def test_default_directories_are_absolute_whatever_the_environment_says() -> Non
 def test_what_chimera_manages_cannot_be_contradicted() -> None:
     for name in MANAGED_BY:
         assert faults(WORKER_ENV=f"{name}=1")[0].startswith(f"WORKER_ENV: {name} is set by Chimera")
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, "http://c:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}, "http://c:4318/v1/traces"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t/x"},
+            "http://t/x",
+        ),
+    ],
+)
+def test_traces_go_where_opentelemetry_says(settings: dict[str, str], url: str | None) -> None:
+    assert load(**settings).traces_url == url
+
+
+def test_a_password_in_an_endpoint_is_not_shown() -> None:
+    told = effective(load(OTEL_EXPORTER_OTLP_ENDPOINT="http://user:secret@c:4318"))
+    assert "secret" not in "".join(told.values())

@@ -1,0 +1,109 @@
+"""The access line: one line of a log for each request that has ended, with its phases. Pure.
+
+It has what happened and how long it took, never what was said: no prompt, no answer, no query, no credential. What is
+of a client's choosing (path, model) is cut and written as printable ASCII, so that no line is of its making.
+
+The line is written here rather than by structlog, in the same form as its lines: a line a request must cost
+microseconds, and nobody's pen may hold up the loop (docs/performance.md has both).
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+from gateway.phases import Phases, clean
+
+PATH_CHARACTERS = 200
+MODEL_CHARACTERS = 120
+CLIENT_CHARACTERS = 120
+
+Which = Literal["on", "errors", "off"]
+Fields = Mapping[str, str | int | float | None]
+
+# A client that left is no error of anybody's here; neither is what went well.
+_NO_ERRORS: Final = ("ok", "client_left")
+
+_encoder = msgspec.json.Encoder()
+
+
+def wanted(which: Which, outcome: str) -> bool:
+    """Say whether a request that ended so gets a line."""
+    return which == "on" or (which == "errors" and outcome not in _NO_ERRORS)
+
+
+def fields_of(
+    *, request_id: str, client: str, method: str, path: str, worker_id: str | None, attempts: int,
+    arrived_at: float, waited_s: float, phases: Phases,
+) -> Fields:  # fmt: skip
+    """Return what is told of a request that has ended. Times in whole milliseconds since it arrived, but `queue_ms`.
+
+    None: it never came to that, or nobody knows.
+    """
+    ended_at = phases.ended_at if phases.ended_at is not None else arrived_at
+    if not phases.tries and phases.queued_at is not None:  # it never got a slot
+        waited_s = ended_at - phases.queued_at
+    return {
+        "request": request_id,
+        "client": clean(client, CLIENT_CHARACTERS),
+        "method": clean(method, 20),
+        "path": clean(path, PATH_CHARACTERS),
+        "model": None if phases.model is None else clean(phases.model, MODEL_CHARACTERS),
+        "status": phases.status,
+        "outcome": phases.outcome,
+        "worker": worker_id,
+        "attempts": attempts,
+        "read_ms": _ms(phases.read_at, arrived_at),
+        "queue_ms": round(waited_s * 1000),
+        "first_byte_ms": _ms(phases.answered_at, arrived_at),
+        "total_ms": _ms(ended_at, arrived_at),
+        "bytes_in": phases.bytes_in,
+        "bytes_out": phases.bytes_out,
+        "prompt_tokens": phases.prompt_tokens,
+        "answer_tokens": phases.answer_tokens,
+    }
+
+
+def _ms(at: float | None, since: float) -> int | None:
+    return None if at is None else round((at - since) * 1000)
+
+
+def json_line(fields: Fields, at: datetime) -> str:
+    """Return the line as the other lines of a JSON log are; `at` is the time of the clock on the wall."""
+    stamp = at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    line = {**fields, "event": "request", "logger": "access", "level": "info", "timestamp": stamp}
+    return _encoder.encode(line).decode()
+
+
+def console_line(fields: Fields, at: datetime) -> str:
+    """Return the line as the other lines on a terminal are, without what is None."""
+    told = " ".join(f"{key}={_word(value)}" for key, value in fields.items() if value is not None)
+    return f"{at:%H:%M:%S} [info     ] {'request':<28} [access] {told}"
+
+
+def _word(value: str | float) -> str:
+    """Return a value as one word; printable ASCII is all it can be."""
+    text = str(value)
+    return repr(text) if text == "" or any(sign in text for sign in " ='\"") else text
+
+
+class AccessLog:
+    """Gives each request that has ended its line, if it is to have one."""
+
+    def __init__(
+        self, write: Callable[[str], None], which: Which, *, console: bool, now: Callable[[], datetime]
+    ) -> None:
+        """`write` takes a line without its end and must not block; `now` is the clock on the wall."""
+        self._write = write
+        self._which: Which = which
+        self._form = console_line if console else json_line
+        self._now = now
+
+    def wants(self, outcome: str) -> bool:
+        """Say whether a request that ended so gets a line."""
+        return wanted(self._which, outcome)
+
+    def tell(self, fields: Fields) -> None:
+        """Write a request's line."""
+        self._write(self._form(fields, self._now()))

@@ -1,0 +1,103 @@
+"""The book of requests: who is here now, and what is told of each when it has ended, on every path.
+
+One place makes the metrics, the access line and the spans of a request, from the phases that were noted while it ran:
+after its answer has ended, and after its slot was given back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+
+from gateway.access import AccessLog, fields_of
+from gateway.errors import ClientGone
+from gateway.exchange import Request
+from gateway.metrics import Metrics
+from gateway.phases import REFUSALS, outcome_of
+
+
+class Got(Protocol):
+    """What was read of a request, as a lane counts it; `completed_at`: its body was all there (trio's clock)."""
+
+    received_bytes: int
+    completed_at: float | None
+
+
+class Sent(Protocol):
+    """What was sent as its answer; `status` 0: nothing. `begun_at`: the head went out (trio's clock)."""
+
+    status: int
+    sent_bytes: int
+    begun_at: float | None
+
+
+class Tracer(Protocol):
+    """Who makes spans of requests."""
+
+    def begin(self, request: Request) -> None:
+        """A request has arrived; its headers may be changed, so that a worker learns whose child it is."""
+
+    def end(self, request: Request, route: str) -> None:
+        """It has ended."""
+
+
+class Book:
+    """Follows requests from their arrival to their end."""
+
+    def __init__(self, metrics: Metrics, access: AccessLog | None = None, tracer: Tracer | None = None) -> None:
+        self._metrics = metrics
+        self._access = access
+        self._tracer = tracer
+        self._here: dict[int, tuple[Request, Got]] = {}
+        metrics.queue_bytes_from(self.waiting_bytes)
+
+    def waiting_bytes(self) -> int:
+        """How many bytes the bodies of the requests have that wait for a slot now."""
+        return sum(got.received_bytes for request, got in self._here.values() if request.phases.waiting)
+
+    @contextmanager
+    def following(self, request: Request, route: str, got: Got, sent: Sent) -> Iterator[None]:
+        """Follow a request for the block, however it is left. Raises what the block raises."""
+        self._here[id(request)] = (request, got)
+        if self._tracer is not None:
+            self._tracer.begin(request)
+        try:
+            yield
+        except BaseException as error:
+            # what it became in the end may hide what it was first: a fault after the first byte leaves as ClientGone
+            request.phases.fault = request.phases.fault or error
+            raise
+        finally:
+            del self._here[id(request)]
+            self._end(request, route, got, sent)
+
+    def _end(self, request: Request, route: str, got: Got, sent: Sent) -> None:
+        phases = request.phases
+        phases.ended_at = trio.current_time()
+        phases.read_at, phases.answered_at = got.completed_at, sent.begun_at
+        phases.status, phases.bytes_in, phases.bytes_out = sent.status, got.received_bytes, sent.sent_bytes
+        phases.outcome = outcome_of(phases)
+        self._count(request, route)
+        if self._access is not None and self._access.wants(phases.outcome):
+            self._access.tell(
+                fields_of(
+                    request_id=request.id, client=request.caller, method=request.method, path=request.path,
+                    worker_id=request.worker_id, attempts=request.attempts, arrived_at=request.arrived,
+                    waited_s=request.waited_s, phases=phases,
+                )
+            )  # fmt: skip
+        if self._tracer is not None:
+            self._tracer.end(request, route)
+
+    def _count(self, request: Request, route: str) -> None:
+        phases, metrics = request.phases, self._metrics
+        took_s = (phases.ended_at or request.arrived) - request.arrived
+        metrics.ended(route, phases.status, phases.outcome, phases.model, took_s)
+        if phases.outcome == "refused":
+            metrics.refused(REFUSALS[type(phases.fault)])  # type: ignore[index]  # outcome_of has looked at its type
+        elif phases.outcome == "client_left" and isinstance(phases.fault, ClientGone):
+            metrics.left(phases.left_in)
+        speed = phases.tokens_per_s if phases.stream and phases.outcome == "ok" else None
+        if speed is not None:
+            metrics.speed(speed)
