@@ -12,6 +12,10 @@ conversation's beginning), `fair` (whose turn it is) and `breaker` (who fails, a
 asked after a fault), `ollama` (which path who answers, what a body asks for, what an error says), `headers`, `errors`
 (what went wrong -> what the client is told), `auth` (who may administer).
 
+What is told of a request: `phases` are noted while it runs; when it has ended `book` makes of them the `metrics` (whose
+`labels` stay few, with `fleet_metrics` for workers and GPUs), its `access` line and, where asked for, its spans
+(`tracing`, with `traceparent`). `ending` says whether a stream came to its end.
+
 The gateway never imports the supervisor. What it needs of it is `admin.FleetAdmin`; what the supervisor tells it
 arrives at `admission.Admission`. `supervisor/__main__.py` introduces the two.
 """

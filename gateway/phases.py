@@ -53,7 +53,7 @@ class Try:
     last_byte_at: float | None = None
     ended_at: float | None = None
     status: int = 0
-    outcome: str = "cut"
+    outcome: str = "cut"  # until it has ended otherwise
 
 
 @dataclass(slots=True)
@@ -95,7 +95,8 @@ class Phases:
             return "answer"
         if self.queued_at is None:
             return "body" if self.read_at is None else "worker"  # the primary, or a load, without a queue
-        return "queue" if not self.tries or self.tries[-1].ended_at is not None else "worker"
+        # a try that the client's leaving ended is cut; after one that ended by itself it waits for the next
+        return "worker" if self.tries and self.tries[-1].outcome == "cut" else "queue"
 
     @property
     def tokens_per_s(self) -> float | None:

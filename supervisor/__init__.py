@@ -23,5 +23,8 @@ quarantine, release, restart the workers, tell the operator. `ward` owns that ve
 the operator asked for, `lock` the state directory's lock, `events` what happened; `operator` and `show` are what
 people see.
 
+Logs: `logs` is the form of all lines; `lines` takes those of each request without waiting for a disk, `logfiles` writes
+them; `notes` tells in a worker's own log which request it was given.
+
 The supervisor never imports the gateway. What it needs of it are the protocols `house.Leases` and `fleet.FleetSize`.
 """

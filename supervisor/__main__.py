@@ -225,7 +225,8 @@ def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | Non
     which: Which = ("errors" if console else "on") if settings.access_log == "auto" else settings.access_log
     if which == "off" or settings.log_level in ("warning", "error"):
         return None
-    return AccessLog(partial(writer.put, None), which, console=console, now=lambda: datetime.now().astimezone())
+    now = datetime.now if console else partial(datetime.now, UTC)  # people read their own clock
+    return AccessLog(partial(writer.put, None), which, console=console, now=now)
 
 
 def _tracer(settings: Settings, stack: AsyncExitStack) -> Tracer | None:

@@ -20,6 +20,7 @@ class WorkerLogNotes:
         self._log_of = log_of
         self._writer = writer
         self._stamp = stamp
+        self._logs: dict[str, Path] = {}  # making a path takes longer than all else here
 
     def begins(self, worker_id: str, request_id: str, model: str | None) -> None:
         """A request is given to a worker."""
@@ -32,7 +33,10 @@ class WorkerLogNotes:
         self._put(worker_id, f"{request_id} {said}")
 
     def _put(self, worker_id: str, said: str) -> None:
-        self._writer.put(self._log_of(worker_id), f"{self._stamp()}{MARK}{said}")
+        log = self._logs.get(worker_id)
+        if log is None:
+            log = self._logs[worker_id] = self._log_of(worker_id)
+        self._writer.put(log, f"{self._stamp()}{MARK}{said}")
 
 
 def _printable(text: str, limit: int = 100) -> str:

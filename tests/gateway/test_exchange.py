@@ -25,6 +25,7 @@ from gateway.retry import MOST_ATTEMPTS
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.reply import RecordingReply
 from tests.fakes.worker_server import (
+    NDJSON,
     SSE,
     Behaviour,
     Conversation,
@@ -687,3 +688,77 @@ async def test_a_head_request_gets_its_head(hall: Hall) -> None:
     reply = RecordingReply()
     await hall.exchange.to_primary(request("/", "HEAD"), None, reply)
     assert (reply.status, reply.header("content-length"), reply.body, reply.ended) == (200, "17", b"", True)
+
+
+# -- a stream that ends as if all were well ----------------------------------------------------------------------
+
+MID = b'{"message":{"content":"a"},"done":false}\n'
+EVENT = b'data: {"choices":[]}\n\n'
+CUT_SHORT = "the worker was lost before its answer was complete"
+
+
+@pytest.mark.parametrize(
+    ("path", "parts", "kind", "added"),
+    [
+        ("/api/chat", [MID], NDJSON, json.dumps({"error": CUT_SHORT}).encode() + b"\n"),
+        ("/api/chat", [MID, MID[:9]], NDJSON, b"\n" + json.dumps({"error": CUT_SHORT}).encode() + b"\n"),
+        ("/api/generate", [], NDJSON, json.dumps({"error": CUT_SHORT}).encode() + b"\n"),
+        ("/v1/chat/completions", [EVENT], SSE, b"data: %s\n\n"),
+        ("/v1/messages", [b"event: ping\ndata: {}\n\n"], SSE, b"event: error\ndata: %s\n\n"),
+    ],
+)
+async def test_a_stream_without_its_last_word_does_not_pass_for_whole(
+    hall: Hall, path: str, parts: list[bytes], kind: str, added: bytes
+) -> None:
+    await hall.worker("a", streams(*parts, kind=kind))
+    reply = await ask(hall, path)
+    rest = reply.body.removeprefix(b"".join(parts))
+    assert rest.startswith(added.partition(b"%s")[0])
+    assert CUT_SHORT.encode() in rest
+    assert (reply.ended, reply.aborted) == (True, False)
+    assert b'chimera_broken_answers_total{cause="no_end"} 1.0' in hall.metrics.render(0, [], [])
+
+
+@pytest.mark.parametrize(
+    ("path", "parts", "kind"),
+    [
+        ("/api/chat", [MID, b'{"done":tr', b"ue}", b"\n"], NDJSON),
+        ("/api/generate", [MID, b'{"done":true,"context":[' + b"7," * 40_000 + b'7],"total_duration":5}\n'], NDJSON),
+        ("/v1/completions", [EVENT, b"data: [DO", b"NE]\n", b"\n"], SSE),
+        ("/v1/messages", [b"event: message_stop\ndata: {}\n\n"], SSE),
+        ("/v1/audio/transcriptions", [b"data: whatever\n\n"], SSE),
+    ],
+)
+async def test_a_stream_with_its_last_word_is_whole_however_it_comes(
+    hall: Hall, path: str, parts: list[bytes], kind: str
+) -> None:
+    await hall.worker("a", streams(*parts, kind=kind))
+    assert (await ask(hall, path)).body == b"".join(parts)
+    assert b"chimera_broken_answers_total{" not in hall.metrics.render(0, [], [])
+
+
+@pytest.mark.parametrize("behaviour", [says(b'{"response":"a"}'), says(MID, kind=NDJSON), says(b"{}", status=404)])
+async def test_an_answer_with_a_length_needs_no_last_word(hall: Hall, behaviour: Behaviour) -> None:
+    await hall.worker("a", behaviour)
+    assert b"error" not in (await ask(hall)).body
+    assert b"chimera_broken_answers_total{" not in hall.metrics.render(0, [], [])
+
+
+async def test_the_primarys_streams_are_left_alone(hall: Hall) -> None:
+    await hall.primary(streams(b'{"status":"success"}\n'))
+    reply = RecordingReply()
+    await hall.exchange.to_primary(request("/api/push"), b"{}", reply)
+    assert reply.body == b'{"status":"success"}\n'
+
+
+async def test_the_tokens_are_those_of_the_last_word(hall: Hall) -> None:
+    usage = b'data: {"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'
+    await hall.worker("a", streams(usage % (0, 0), usage % (12, 34), b"data: [DONE]\n\n", kind=SSE))
+    asked = request("/v1/completions")
+    await hall.exchange.infer(asked, ASK, BODY, RecordingReply())
+    assert (asked.phases.prompt_tokens, asked.phases.answer_tokens) == (12, 34)
+    (tried,) = asked.phases.tries
+    assert tried.sent_at is not None
+    assert tried.first_byte_at is not None
+    assert tried.last_byte_at is not None
+    assert tried.began_at <= tried.sent_at <= tried.first_byte_at <= tried.last_byte_at <= (tried.ended_at or 0.0)

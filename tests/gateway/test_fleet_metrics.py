@@ -1,0 +1,28 @@
+"""Rows of the admin API as families of metrics."""
+
+from gateway.fleet_metrics import FleetCollector
+
+ROW = {"id": "w1", "placement": "cpu", "state": "BUSY", "inflight": 1, "restarts": 2}
+
+
+def test_a_restart_is_counted_not_gauged() -> None:
+    fleet = FleetCollector()
+    fleet.instances = [ROW]
+    (restarts,) = [family for family in fleet.collect() if family.name == "chimera_worker_restarts"]
+    assert (restarts.type, [(s.name, s.value) for s in restarts.samples]) == (
+        "counter", [("chimera_worker_restarts_total", 2)],
+    )  # fmt: skip
+
+
+def test_what_a_row_does_not_say_is_not_shown() -> None:
+    fleet = FleetCollector()
+    fleet.instances = [ROW]
+    fleet.gpus = [{"index": 0, "uuid": "GPU-1", "power_w": None, "temperature_c": 0}]
+    shown = {family.name for family in fleet.collect() if family.samples}
+    assert "chimera_worker_slots" not in shown
+    assert "chimera_gpu_power_watts" not in shown
+    assert {"chimera_worker_up", "chimera_gpu_temperature_celsius", "chimera_gpu_quarantined"} <= shown
+
+
+def test_an_empty_fleet_still_says_what_each_metric_is() -> None:
+    assert all(family.documentation for family in FleetCollector().collect())
