@@ -29,7 +29,8 @@ def make_app(fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_to
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        text = metrics.render(admission.queue()["depth"], fleet.instances(), fleet.gpus()["gpus"])
+        queue = admission.queue()
+        text = metrics.render(queue["depth"], fleet.instances(), fleet.gpus()["gpus"], queue_bytes=queue["bytes"])
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.errorhandler(HTTPException)

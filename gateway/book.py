@@ -1,4 +1,4 @@
-"""The book of requests: who is here now, and what is told of each when it has ended, on every path.
+"""The book of requests: what is told of each when it has ended, on every path.
 
 One place makes the metrics, the access line and the spans of a request, from the phases that were noted while it ran:
 after its answer has ended, and after its slot was given back.
@@ -49,17 +49,10 @@ class Book:
         self._metrics = metrics
         self._access = access
         self._tracer = tracer
-        self._here: dict[int, tuple[Request, Got]] = {}
-        metrics.queue_bytes_from(self.waiting_bytes)
-
-    def waiting_bytes(self) -> int:
-        """How many bytes the bodies of the requests have that wait for a slot now."""
-        return sum(got.received_bytes for request, got in self._here.values() if request.phases.waiting)
 
     @contextmanager
     def following(self, request: Request, route: str, got: Got, sent: Sent) -> Iterator[None]:
         """Follow a request for the block, however it is left. Raises what the block raises."""
-        self._here[id(request)] = (request, got)
         if self._tracer is not None:
             self._tracer.begin(request)
         try:
@@ -69,7 +62,6 @@ class Book:
             request.phases.fault = request.phases.fault or error
             raise
         finally:
-            del self._here[id(request)]
             self._end(request, route, got, sent)
 
     def _end(self, request: Request, route: str, got: Got, sent: Sent) -> None:

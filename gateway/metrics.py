@@ -1,6 +1,6 @@
 """Prometheus metrics of the gateway. Counting is a few attribute updates; everything else happens at /metrics."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -112,13 +112,13 @@ class Metrics:
         """An answer ended before it was whole; `cause` is one of gateway.phases.BREAKS."""
         self._broken.labels(cause).inc()
 
-    def queue_bytes_from(self, ask: Callable[[], float]) -> None:
-        """Have somebody asked, whenever Prometheus asks, how many bytes wait in the queue."""
-        self._queue_bytes.set_function(ask)
-
-    def render(self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]]) -> bytes:
+    def render(
+        self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]], *,
+        queue_bytes: float = 0.0,
+    ) -> bytes:  # fmt: skip
         """Return the text for Prometheus. Workers and GPUs are shown as they are now; gone ones are not."""
         self._queue.set(queue_depth)
+        self._queue_bytes.set(queue_bytes)
         self._fleet.instances, self._fleet.gpus = list(instances), list(gpus)
         there = {str(row["id"]) for row in self._fleet.instances}
         for worker_id, outcome in [pair for pair in self._workers_counted if pair[0] not in there]:

@@ -82,13 +82,6 @@ class Phases:
     outcome: str = ""
 
     @property
-    def waiting(self) -> bool:
-        """Whether it stands in the queue now."""
-        if self.queued_at is None or self.ended_at is not None or self.answered_at is not None:
-            return False
-        return not self.tries or self.tries[-1].ended_at is not None
-
-    @property
     def left_in(self) -> str:
         """Where it was when it ended early: one of LEFT_IN."""
         if self.answered_at is not None:

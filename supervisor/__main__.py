@@ -233,9 +233,13 @@ def _tracer(settings: Settings, stack: AsyncExitStack) -> Tracer | None:
     """Return what makes traces, None where nobody wants any: then OpenTelemetry is not even imported."""
     if settings.traces_url is None:
         return None
-    from gateway.tracing import Tracing
+    try:
+        from gateway.tracing import Tracing
 
-    tracing = Tracing(settings.traces_url)
+        tracing = Tracing(settings.traces_url)
+    except (ImportError, ValueError) as error:  # a package is missing, or one of its own variables is wrong
+        log.error("no traces: OpenTelemetry refused; look at its variables (OTEL_…)", cause=type(error).__name__)
+        return None
     stack.push_async_callback(tracing.aclose)
     return tracing
 

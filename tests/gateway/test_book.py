@@ -10,7 +10,6 @@ import pytest
 import structlog
 import trio
 from structlog.testing import capture_logs
-from trio.testing import wait_all_tasks_blocked
 
 from gateway.access import AccessLog
 from gateway.asgi import Front
@@ -75,7 +74,6 @@ async def house(nursery: trio.Nursery) -> AsyncIterator[House]:
         yield made
     await made.hall.upstream.aclose()
     assert repr(made.hall.admission) == NOTHING_LEFT
-    assert made.book.waiting_bytes() == 0
     said = "".join([*made.lines, repr(logged), repr(made.notes), made.hall.metrics.render(0, [], []).decode()])
     assert not any(canary in said for canary in (PROMPT, ANSWER, KEY))
 
@@ -217,21 +215,6 @@ async def test_a_worker_is_noted_to_have_been_given_the_clients_request_id(
     )
     assert b'chimera_worker_requests_total{outcome="lost",worker="a"} 1.0' in text
     assert b'chimera_worker_requests_total{outcome="ok",worker="b"} 1.0' in text
-
-
-async def test_the_bytes_that_wait_in_the_queue_are_known(house: House) -> None:
-    clients = [house.client() for _ in range(3)]
-    async with trio.open_nursery() as nursery:
-        for client in clients:
-            nursery.start_soon(client.ask, CHAT)
-        await wait_all_tasks_blocked()
-        assert house.book.waiting_bytes() == 3 * len(CHAT)
-        assert f"chimera_queue_bytes {float(3 * len(CHAT))}".encode() in house.hall.metrics.render(3, [], [])
-        await house.hall.worker("a", OK)
-        while house.lines == []:
-            await trio.lowlevel.checkpoint()
-    assert house.book.waiting_bytes() == 0
-    assert [json.loads(line)["outcome"] for line in house.lines] == ["ok"] * 3
 
 
 async def test_who_traces_hears_of_the_beginning_and_of_the_end(nursery: trio.Nursery) -> None:

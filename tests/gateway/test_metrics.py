@@ -70,7 +70,6 @@ def test_what_happened_is_counted() -> None:
     metrics.left("queue")
     metrics.speed(25.0)
     metrics.tokens(132, 5, "m")
-    metrics.queue_bytes_from(lambda: 4096)
     assert {
         'chimera_requests_total{outcome="ok",route="/api/chat",status="200"} 2.0',
         'chimera_requests_total{outcome="client_left",route="/api/chat",status="0"} 1.0',
@@ -88,7 +87,7 @@ def test_what_happened_is_counted() -> None:
         'chimera_tokens_total{kind="prompt",model="m:latest"} 132.0',
         'chimera_tokens_total{kind="answer",model="m:latest"} 5.0',
         "chimera_queue_bytes 4096.0",
-    } <= set(lines(metrics.render(0, [], [])))
+    } <= set(lines(metrics.render(0, [], [], queue_bytes=4096)))
 
 
 def test_two_gateways_in_one_process_do_not_meet() -> None:

@@ -91,20 +91,20 @@ def test_each_end_of_a_try_has_its_word(
 
 
 @pytest.mark.parametrize(
-    ("phases", "waiting", "left_in"),
+    ("phases", "left_in"),
     [
-        (Phases(), False, "body"),
-        (Phases(read_at=1.0), False, "worker"),  # the primary has it
-        (Phases(read_at=1.0, queued_at=1.0), True, "queue"),
-        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0)]), False, "worker"),
-        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0, ended_at=3.0, outcome="lost")]), True, "queue"),
-        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0)], answered_at=3.0), False, "answer"),
-        (Phases(queued_at=1.0, ended_at=3.0), False, "queue"),
+        (Phases(), "body"),
+        (Phases(read_at=1.0), "worker"),  # the primary has it
+        (Phases(read_at=1.0, queued_at=1.0), "queue"),
+        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0)]), "worker"),
+        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0, ended_at=3.0, outcome="lost")]), "queue"),
+        (Phases(read_at=1.0, queued_at=1.0, tries=[Try("w1", 2.0)], answered_at=3.0), "answer"),
+        (Phases(queued_at=1.0, ended_at=3.0), "queue"),
     ],
     ids=str,
 )
-def test_it_is_known_where_a_request_is(phases: Phases, waiting: bool, left_in: str) -> None:
-    assert (phases.waiting, phases.left_in) == (waiting, left_in)
+def test_it_is_known_where_a_request_was(phases: Phases, left_in: str) -> None:
+    assert phases.left_in == left_in
 
 
 def test_a_streams_tokens_count_from_its_first_byte_a_whole_answers_from_the_workers_first_sight() -> None:
