@@ -81,6 +81,7 @@ class WorkerServer:
     port: int = 0
     received: list[Received] = field(default_factory=list)
     connections: int = 0
+    open: int = 0  # of them, those that neither side has closed
     # Set when a request's behaviour begins, and when a client closes a connection in the middle of an answer.
     asked: trio.Event = field(default_factory=trio.Event)
     client_left: trio.Event = field(default_factory=trio.Event)
@@ -105,6 +106,7 @@ class WorkerServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         number = self.connections = self.connections + 1
+        self.open += 1
         rest = b""
         try:
             while True:
@@ -119,6 +121,7 @@ class WorkerServer:
         except (Left, trio.BrokenResourceError):
             pass  # one of the two has closed the connection
         finally:
+            self.open -= 1
             await trio.aclose_forcefully(stream)
 
     async def _read(self, http: h11.Connection, stream: trio.SocketStream, number: int) -> Received:

@@ -1,0 +1,281 @@
+"""One request on its way through a whole gateway, to be cut off anywhere; and what may be left of it afterwards."""
+
+import gc
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from enum import Enum
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import h11
+import psutil
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway import admission as admission_module
+from gateway import exchange as exchange_module
+from gateway import upstream as upstream_module
+from gateway.admission import Waiting
+from gateway.asgi import Front
+from gateway.errors import GatewayError, dialect_of
+from gateway.exchange import Request, answer_error
+from gateway.ollama import Ask, Kind
+from gateway.pulls import Pulls
+from tests.fakes.asgi import AsgiClient, Message
+from tests.fakes.cut import Cut, Visit
+from tests.fakes.hall import NOTHING_LEFT, Hall
+from tests.fakes.reply import RecordingReply
+from tests.fakes.worker_server import Behaviour, WorkerServer, says
+
+MAX_BODY_BYTES = 64 * 1024**2
+CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
+# Nothing here takes long; a test that waits in vain ends.
+PATIENCE_S = 30.0
+
+
+Connect = Callable[[int], Awaitable[upstream_module._Connection]]
+
+
+class Way(Enum):
+    """How the request goes, and how it is cut off."""
+
+    EXCHANGE = "cancelled in the exchange"
+    FRONT = "cancelled in the front"
+    LEAVE = "client leaves"
+
+
+class _Ticket(Waiting):
+    """A ticket that is known as long as anybody holds it."""
+
+    held: ClassVar[WeakSet["_Ticket"]] = WeakSet()
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.held.add(self)
+
+
+async def _no_pages(scope: Message, receive: object, send: object) -> None:
+    raise AssertionError(f"a page was asked for: {scope['path']}")
+
+
+class Stage:
+    """A gateway with its workers, and the request that a scenario gives it: an ordinary chat, until it says otherwise.
+
+    `status` is what the client gets of a request that is not cut off, `whole` that its answer is complete. `faults`:
+    how many requests may count against a worker's breaker, for what the worker did.
+    """
+
+    def __init__(self, nursery: trio.Nursery, patch: pytest.MonkeyPatch, closing: ExitStack) -> None:
+        self.hall = Hall(nursery)
+        self.nursery = nursery
+        self.patch = patch
+        self.closing = closing
+        self.servers: list[WorkerServer] = []
+        self.method, self.target, self.body = "POST", "/api/chat", CHAT
+        self.chunked = False
+        self.max_body_bytes = MAX_BODY_BYTES
+        self.status, self.whole = 200, True
+        self.faults: dict[str, int] = {}
+        self._others: list[Callable[[], Awaitable[object]]] = []
+        self._others_ended: list[trio.Event] = []
+        self.pulls: Pulls
+        self.front: Front
+        patch.setattr(exchange_module, "LOSS_NOTICED_S", 0.001)
+        patch.setattr(admission_module, "Waiting", _Ticket)
+
+    async def worker(self, worker_id: str, *script: Behaviour, slots: int = 1) -> WorkerServer:
+        """A worker in service."""
+        server = await self.hall.worker(worker_id, *script, slots=slots)
+        self.servers.append(server)
+        return server
+
+    async def primary(self, *script: Behaviour, refuses_early: bool = False) -> WorkerServer:
+        """The primary."""
+        server = await self.hall.primary(*script, refuses_early=refuses_early)
+        self.servers.append(server)
+        return server
+
+    def dead_worker(self, worker_id: str) -> None:
+        """A worker in service whose port nobody listens on."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        self._in_service(worker_id, port)
+
+    def deaf_worker(self, worker_id: str) -> None:
+        """A worker in service that accepts no connection, and has no more room for those that wait to be."""
+        listener = self.closing.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            before = self.closing.enter_context(socket.socket())
+            before.setblocking(False)
+            before.connect_ex(listener.getsockname())
+        deaf = listener.getsockname()[1]
+        self._in_service(worker_id, deaf)
+
+        async def connect(port: int, patient: Connect = upstream_module._connect) -> upstream_module._Connection:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(upstream_module, "CONNECT_TIMEOUT_S", 0.005 if port == deaf else PATIENCE_S)
+                return await patient(port)
+
+        self.patch.setattr(upstream_module, "_connect", connect)
+
+    def narrow(self) -> None:
+        """Let connections to workers take a few kilobytes at once: a body of some size waits for its reader."""
+
+        async def connect(port: int, wide: Connect = upstream_module._connect) -> upstream_module._Connection:
+            connection = await wide(port)
+            connection.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+            return connection
+
+        self.patch.setattr(upstream_module, "_connect", connect)
+
+    def _in_service(self, worker_id: str, port: int) -> None:
+        self.hall.admission.worker_ready(worker_id, port=port, slots=1, models=frozenset(), cordoned=False)
+
+    def beside(self, what: Callable[[], Awaitable[object]]) -> None:
+        """Have something else go on meanwhile, from before the request; a run is over when it has ended too."""
+        self._others.append(what)
+
+    async def open(self) -> None:
+        """Open the gateway, when its workers and its primary are there."""
+        self.pulls = Pulls(self.hall.exchange)
+        self.front = Front(
+            self.hall.exchange, self.pulls, self.hall.metrics, _no_pages, max_body_bytes=self.max_body_bytes
+        )
+        await self.nursery.start(self.pulls.run)
+        for what in self._others:
+            ended = trio.Event()
+            self._others_ended.append(ended)
+            self.nursery.start_soon(self._carry_out, what, ended)
+        await wait_all_tasks_blocked()
+
+    async def _carry_out(self, what: Callable[[], Awaitable[object]], ended: trio.Event) -> None:
+        await what()
+        ended.set()
+
+    # -- the request -------------------------------------------------------------------------------------------------
+
+    async def ask(self, way: Way, cut: Cut) -> tuple[int, bool]:
+        """Send the request until it is answered or cut off; return the answer's status, and whether it is whole."""
+        scope = trio.CancelScope()
+        cut.cut = scope.cancel
+        trio.lowlevel.add_instrument(cut)
+        try:
+            with trio.fail_after(PATIENCE_S), scope:
+                return await (self._through_the_exchange() if way is Way.EXCHANGE else self._through_asgi(way, cut))
+            return 0, False
+        finally:
+            trio.lowlevel.remove_instrument(cut)
+
+    async def _through_the_exchange(self) -> tuple[int, bool]:
+        reply = RecordingReply()
+        request = self.request()
+        try:
+            await self.hall.exchange.infer(request, Ask(Kind.INFERENCE, "m"), self.body, reply)
+        except GatewayError as fault:
+            await answer_error(request, fault, reply)  # type: ignore[arg-type]
+        return reply.status, reply.ended
+
+    async def _through_asgi(self, way: Way, cut: Cut) -> tuple[int, bool]:
+        framing = ("transfer-encoding", "chunked") if self.chunked else ("content-length", str(len(self.body)))
+        headers = [("content-type", "application/json"), *([framing] if self.body else [])]
+        client = AsgiClient(self.front, self.method, self.target, headers)
+        if way is Way.LEAVE:
+            cut.cut = client.leave
+
+        async def send() -> None:
+            half = len(self.body) // 2
+            for part in (self.body[:half], self.body[half:]):
+                client.send_body(part, more=True)
+                await wait_all_tasks_blocked()  # the gateway has taken it, and waits for more
+            client.send_body(b"")
+
+        self.nursery.start_soon(send)
+        await client.run()
+        return client.status, client.complete
+
+    def request(self) -> Request:
+        """The request as the exchange gets it."""
+        return Request(self.method, self.target, self.target.encode(), [], dialect_of(self.target), "req-1")
+
+    # -- what is left ------------------------------------------------------------------------------------------------
+
+    async def nothing_is_left(self) -> None:
+        """Fail unless the request is gone without a trace, and the gateway as good as before."""
+        admission = self.hall.admission
+        assert self._others or repr(admission) == NOTHING_LEFT
+        with trio.fail_after(PATIENCE_S):
+            for ended in self._others_ended:
+                await ended.wait()
+            assert (repr(admission), admission._tickets, self.pulls._pulls) == (NOTHING_LEFT, set(), {})
+            await self._connections_are_closed_or_idle()
+            self._nobody_is_blamed()
+            kept = [one for caches in admission.dispatcher._affinity._by_life.values() for one in caches]
+            assert not any(one.busy for one in kept)
+            await (
+                trio.lowlevel.checkpoint()
+            )  # within this step, trio itself still holds the cancellation and its frames
+            gc.collect()
+            assert list(_Ticket.held) == [], "somebody still holds its ticket"
+            await self._the_next_one_is_answered()
+
+    async def _connections_are_closed_or_idle(self) -> None:
+        pool = self.hall.upstream._idle
+        for connection in (one for idle in pool.values() for one in idle):
+            assert (connection.http.our_state, connection.http.their_state) == (h11.IDLE, h11.IDLE)
+        cushion = 0.0
+        while any(server.open != len(pool.get(server.port, ())) for server in self.servers):
+            await wait_all_tasks_blocked(cushion)
+            cushion = 0.002  # longer than anybody else's here: they go on first
+
+    def _nobody_is_blamed(self) -> None:
+        for worker in self.hall.admission.dispatcher.ready():
+            assert worker.breaker.failures <= self.faults.get(worker.id, 0), f"{worker.id} is blamed for a client"
+        if not self.faults:
+            assert (self.hall.silences, self.hall.deaths) == ([], [])
+            assert self.hall.metrics._broken._value.get() == 0
+
+    async def _the_next_one_is_answered(self) -> None:
+        for server in self.servers:
+            server.script = [says(b'{"done":true}')]
+        ports = [server.port for server in self.servers]
+        for worker in self.hall.admission.ready():
+            if worker.port not in ports:
+                self.hall.admission.worker_lost(worker.id)
+        reply = RecordingReply()
+        if self.hall.admission.ready():
+            await self.hall.exchange.infer(self.request(), Ask(Kind.INFERENCE, "m"), CHAT, reply)
+            assert (reply.status, reply.body, reply.ended) == (200, b'{"done":true}', True)
+
+
+Scenario = Callable[[Stage], Awaitable[None]]
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """A stage for one run; afterwards not one file descriptor more is open than before."""
+    before = psutil.Process().num_fds()
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as closing:
+        async with trio.open_nursery() as nursery:
+            made = Stage(nursery, patch, closing)
+            yield made
+            await made.hall.upstream.aclose()
+            nursery.cancel_scope.cancel()
+    assert psutil.Process().num_fds() == before
+
+
+async def carry_out(scenario: Scenario, way: Way, target: Visit | None) -> Cut:
+    """Carry a scenario out once, cut off at `target`, and look at what is left."""
+    cut = Cut(target)
+    async with stage() as made:
+        await scenario(made)
+        await made.open()
+        answered = await made.ask(way, cut)
+        if not cut.done:
+            assert answered == (made.status, made.whole)
+        await made.nothing_is_left()
+    return cut
