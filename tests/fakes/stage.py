@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -64,7 +65,8 @@ class Stage:
     """A gateway with its workers, and the request that a scenario gives it: an ordinary chat, until it says otherwise.
 
     `status` is what the client gets of a request that is not cut off, `whole` that its answer is complete. `faults`:
-    how many requests may count against a worker's breaker, for what the worker did.
+    how many requests may count against a worker's breaker, for what the worker did. `goes_on`: the workers do not stop
+    sending when the request is cut off, for somebody else waits too.
     """
 
     def __init__(self, nursery: trio.Nursery, patch: pytest.MonkeyPatch, closing: ExitStack) -> None:
@@ -78,6 +80,7 @@ class Stage:
         self.max_body_bytes = MAX_BODY_BYTES
         self.status, self.whole = 200, True
         self.faults: dict[str, int] = {}
+        self.goes_on = False
         self._others: list[Callable[[], Awaitable[object]]] = []
         self._others_ended: list[trio.Event] = []
         self.pulls: Pulls
@@ -162,7 +165,7 @@ class Stage:
     async def ask(self, way: Way, cut: Cut) -> tuple[int, bool]:
         """Send the request until it is answered or cut off; return the answer's status, and whether it is whole."""
         scope = trio.CancelScope()
-        cut.cut = scope.cancel
+        cut.cut = partial(self._cut, scope.cancel)
         trio.lowlevel.add_instrument(cut)
         try:
             with trio.fail_after(PATIENCE_S), scope:
@@ -170,6 +173,11 @@ class Stage:
             return 0, False
         finally:
             trio.lowlevel.remove_instrument(cut)
+
+    def _cut(self, how: Callable[[], None]) -> None:
+        for server in self.servers:
+            server.halted = not self.goes_on  # so that nothing ends but by being cut off
+        how()
 
     async def _through_the_exchange(self) -> tuple[int, bool]:
         reply = RecordingReply()
@@ -185,7 +193,7 @@ class Stage:
         headers = [("content-type", "application/json"), *([framing] if self.body else [])]
         client = AsgiClient(self.front, self.method, self.target, headers)
         if way is Way.LEAVE:
-            cut.cut = client.leave
+            cut.cut = partial(self._cut, client.leave)
 
         async def send() -> None:
             half = len(self.body) // 2
@@ -241,7 +249,7 @@ class Stage:
 
     async def _the_next_one_is_answered(self) -> None:
         for server in self.servers:
-            server.script = [says(b'{"done":true}')]
+            server.halted, server.script = False, [says(b'{"done":true}')]
         ports = [server.port for server in self.servers]
         for worker in self.hall.admission.ready():
             if worker.port not in ports:

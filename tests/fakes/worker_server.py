@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import h11
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
@@ -88,6 +89,8 @@ class WorkerServer:
     # Set whenever a connection ends that waited for its next request.
     idle_closed: trio.Event = field(default_factory=trio.Event)
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    # Set when nothing more is to be sent but what is asked for anew: see `sends`.
+    halted: bool = False
     # Whether a behaviour begins as soon as the head of a request is there, its body unread.
     refuses_early: bool = False
 
@@ -187,6 +190,19 @@ def starts(*parts: bytes, kind: str = NDJSON, then: Behaviour) -> Behaviour:
         for part in parts:
             await talk.chunk(part)
         await then(talk)
+
+    return behaviour
+
+
+def sends(*parts: bytes) -> Behaviour:
+    """Send bytes as they are, each part only when all tasks wait for it; once the server is halted, none."""
+
+    async def behaviour(talk: Conversation) -> None:
+        for part in parts:
+            await wait_all_tasks_blocked()
+            if talk.server.halted:
+                await talk.until_left()
+            await talk.send(part)
 
     return behaviour
 

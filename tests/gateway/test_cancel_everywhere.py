@@ -19,7 +19,7 @@ from gateway.exchange import Request
 from tests.fakes.cut import Visit, Wait, modules, waits_of
 from tests.fakes.reply import RecordingReply
 from tests.fakes.stage import Scenario, Stage, Way, carry_out
-from tests.fakes.worker_server import NDJSON, Behaviour, Conversation, dies, hangs, says, starts
+from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, sends, starts
 
 BIG = 64 * 1024
 LINE = b'{"response":"a"}\n'
@@ -39,17 +39,6 @@ def other(scenario: Scenario) -> Scenario:
     """A scenario of a request that something else than `Exchange.infer` answers."""
     SCENARIOS[scenario.__name__] = (scenario, (Way.FRONT, Way.LEAVE))
     return scenario
-
-
-def sends(*parts: bytes) -> Behaviour:
-    """Send bytes, each part only when the gateway has taken the one before and waits for more."""
-
-    async def behaviour(talk: Conversation) -> None:
-        for part in parts:
-            await wait_all_tasks_blocked()
-            await talk.send(part)
-
-    return behaviour
 
 
 def head(*headers: str, status: int = 200) -> bytes:
@@ -421,6 +410,7 @@ async def a_pull_that_somebody_else_wants_too(stage: Stage) -> None:
         await stage.pulls.answer(request, b'{"model":"m"}', reply)
         assert (reply.body, reply.ended) == (MANIFEST + SUCCESS, True)
 
+    stage.goes_on = True
     stage.beside(somebody_else)
 
 
