@@ -57,6 +57,10 @@ class _Ticket(Waiting):
         self.held.add(self)
 
 
+async def _inform(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    await trio.lowlevel.checkpoint()  # as sending is one
+
+
 async def _no_pages(scope: Message, receive: object, send: object) -> None:
     raise AssertionError(f"a page was asked for: {scope['path']}")
 
@@ -76,6 +80,7 @@ class Stage:
         self.closing = closing
         self.servers: list[WorkerServer] = []
         self.method, self.target, self.body = "POST", "/api/chat", CHAT
+        self.headers = [("content-type", "application/json")]
         self.chunked = False
         self.max_body_bytes = MAX_BODY_BYTES
         self.status, self.whole = 200, True
@@ -190,8 +195,9 @@ class Stage:
 
     async def _through_asgi(self, way: Way, cut: Cut) -> tuple[int, bool]:
         framing = ("transfer-encoding", "chunked") if self.chunked else ("content-length", str(len(self.body)))
-        headers = [("content-type", "application/json"), *([framing] if self.body else [])]
+        headers = [*self.headers, *([framing] if self.body else [])]
         client = AsgiClient(self.front, self.method, self.target, headers)
+        client.scope["extensions"] = {"chimera.informational": _inform}
         if way is Way.LEAVE:
             cut.cut = partial(self._cut, client.leave)
 

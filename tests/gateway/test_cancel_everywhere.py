@@ -109,6 +109,12 @@ async def waiting_in_the_queue(stage: Stage) -> None:
     stage.beside(lambda: _hold(stage))
 
 
+@other
+async def waiting_in_the_queue_and_told_of_its_place(stage: Stage) -> None:
+    stage.headers.append(("x-chimera-queue", "1"))
+    await waiting_in_the_queue(stage)
+
+
 async def _hold(stage: Stage) -> None:
     admission = stage.hall.admission
     async with admission.lease(admission.ticket("m")):
