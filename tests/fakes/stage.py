@@ -2,6 +2,7 @@
 
 import gc
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from enum import Enum
@@ -86,6 +87,7 @@ class Stage:
         self.status, self.whole = 200, True
         self.faults: dict[str, int] = {}
         self.goes_on = False
+        self.noted: Counter[tuple[str, str]] = Counter()  # by worker and request
         self._others: list[Callable[[], Awaitable[object]]] = []
         self._others_ended: list[trio.Event] = []
         self.pulls: Pulls
@@ -150,6 +152,7 @@ class Stage:
 
     async def open(self) -> None:
         """Open the gateway, when its workers and its primary are there."""
+        self.hall.exchange._notes = self
         self.pulls = Pulls(self.hall.exchange)
         self.front = Front(
             self.hall.exchange, self.pulls, self.hall.metrics, _no_pages, max_body_bytes=self.max_body_bytes
@@ -164,6 +167,14 @@ class Stage:
     async def _carry_out(self, what: Callable[[], Awaitable[object]], ended: trio.Event) -> None:
         await what()
         ended.set()
+
+    def begins(self, worker_id: str, request_id: str, model: str | None) -> None:
+        """The exchange's `WorkerNotes`."""
+        self.noted[worker_id, request_id] += 1
+
+    def ends(self, worker_id: str, request_id: str, status: int, outcome: str, after_s: float) -> None:
+        """The exchange's `WorkerNotes`."""
+        self.noted[worker_id, request_id] -= 1
 
     # -- the request -------------------------------------------------------------------------------------------------
 
@@ -228,6 +239,7 @@ class Stage:
             assert (repr(admission), admission._tickets, self.pulls._pulls) == (NOTHING_LEFT, set(), {})
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
+            assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
             kept = [one for caches in admission.dispatcher._affinity._by_life.values() for one in caches]
             assert not any(one.busy for one in kept)
             await (
@@ -251,7 +263,7 @@ class Stage:
             assert worker.breaker.failures <= self.faults.get(worker.id, 0), f"{worker.id} is blamed for a client"
         if not self.faults:
             assert (self.hall.silences, self.hall.deaths) == ([], [])
-            assert self.hall.metrics._broken._value.get() == 0
+            assert self.hall.metrics._broken._metrics == {}
 
     async def _the_next_one_is_answered(self) -> None:
         for server in self.servers:

@@ -493,6 +493,7 @@ ELSEWHERE = {
     "admin": "the operator's requests; they take no slot",
     "app": "health and metrics",
     "door": "connections, before and after their requests: tests/gateway/test_door.py",
+    "tracing": "the shutdown's; spans are made in one step and sent by a thread",
 }
 # Waits that no request can be cut off at, and why.
 UNREACHABLE = {
