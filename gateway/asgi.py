@@ -11,7 +11,7 @@ import trio
 
 from gateway.admission import Notice
 from gateway.book import Book
-from gateway.errors import AmbiguousLength, BodyTooLarge, ClientGone, GatewayError, dialect_of
+from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
@@ -28,6 +28,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+# A body must bring so much in each so many seconds in which it is waited for: a slow line does, a sender of one byte a
+# second does not. It holds no slot meanwhile, but a connection and memory.
+PROGRESS_BYTES = 1024
+PROGRESS_S = 30.0
 # What is still read of a body that is refused, so that the client hears the refusal before its connection is cut.
 DISCARD_BYTES = 1024**3
 DISCARD_TIMEOUT_S = 10.0
@@ -41,6 +45,9 @@ class AsgiBody:
         self._completed = trio.Event()
         self.received_bytes = 0
         self.completed_at: float | None = None
+        self._waited_s = 0.0  # for the client, since it last brought PROGRESS_BYTES
+        self._brought = 0
+        self.too_slow = False
 
     @property
     def complete(self) -> bool:
@@ -48,7 +55,13 @@ class AsgiBody:
         return self._completed.is_set()
 
     async def _next(self) -> bytes:
-        message = await self._receive()
+        """Return the next part. Raises ClientGone, and BodyTooSlow when too little comes."""
+        since = trio.current_time()
+        with trio.move_on_at(since + PROGRESS_S - self._waited_s) as patience:
+            message = await self._receive()
+        if patience.cancelled_caught:
+            self.too_slow = True
+            raise BodyTooSlow
         if message["type"] == "http.disconnect":
             raise ClientGone
         part = bytes(message.get("body", b""))
@@ -56,10 +69,17 @@ class AsgiBody:
         if not message.get("more_body", False):
             self.completed_at = trio.current_time()
             self._completed.set()
+        self._waited_s += trio.current_time() - since
+        self._brought += len(part)
+        if self._brought >= PROGRESS_BYTES:
+            self._waited_s, self._brought = 0.0, 0
         return part
 
     async def read(self, declared: bytes | None, max_body_bytes: int) -> bytes:
-        """Return the whole body. Raises BodyTooLarge, at once where the length was declared, and ClientGone."""
+        """Return the whole body.
+
+        Raises BodyTooLarge, at once where the length was declared, BodyTooSlow and ClientGone.
+        """
         if declared is not None and int(declared) > max_body_bytes:
             raise BodyTooLarge(max_body_bytes)
         parts: list[bytes] = []
@@ -72,17 +92,20 @@ class AsgiBody:
         return b"".join(parts)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body part by part; nothing is held. Raises ClientGone."""
+        """Yield the body part by part; nothing is held. Raises BodyTooSlow and ClientGone."""
         while not self.complete:
             if part := await self._next():
                 yield part
 
     async def discard(self) -> None:
-        """Read what is left of a refused body, within bounds. Raises ClientGone."""
-        left = DISCARD_BYTES
+        """Read what is left of a refused body, within bounds; nothing of one that is too slow. Raises ClientGone."""
+        left = 0 if self.too_slow else DISCARD_BYTES
         with trio.move_on_after(DISCARD_TIMEOUT_S):
-            while not self.complete and left > 0:
-                left -= len(await self._next())
+            try:
+                while not self.complete and left > 0:
+                    left -= len(await self._next())
+            except BodyTooSlow:
+                return
 
     async def drain(self) -> None:
         """Throw away what comes until the client has left."""
@@ -186,8 +209,6 @@ class Front:
 
     async def _answer(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
         declared = value_of(request.headers, b"content-length")
-        if declared is not None and value_of(request.headers, b"transfer-encoding") is not None:
-            raise AmbiguousLength
         if who is Answerer.PRIMARY and framing_of(request.headers) and not _is_pull(request, declared):
             async with aclosing(body.stream()) as parts:
                 await self._while_there(body, reply, self._exchange.to_primary(request, parts, reply))

@@ -1,10 +1,11 @@
-"""The gateway's listeners and connections: accept, hand to Hypercorn, and go down in order.
+"""The gateway's listeners: accept within bounds, hand to Hypercorn, and go down in order.
 
-Chimera accepts for itself instead of leaving that to Hypercorn, for two things that Hypercorn cannot do: a send
-to a client that does not read ends after STALL_TIMEOUT_S (Hypercorn sends under a cancel shield, with no
-deadline), and a shutdown that waits for nobody can cut every connection.
+Chimera accepts for itself instead of leaving that to Hypercorn, for what Hypercorn cannot do: bound the connections,
+see what comes before it is parsed (`stream`, `framing`), end a send to a client that does not read (it sends under a
+cancel shield, with no deadline), and cut every connection in a shutdown that waits for nobody.
 """
 
+import email.utils
 import errno
 import logging
 import socket
@@ -20,15 +21,18 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from gateway.asgi import App, Message, Receive, Send
+from gateway.answering import answering
+from gateway.asgi import App
+from gateway.auth import is_loopback
+from gateway.connections import Connections
+from gateway.errors import NO_PLACE
+from gateway.head import HEAD_BYTES
+from gateway.stream import HEAD_TIMEOUT_S, KEEP_ALIVE_S, GuardedStream
+from gateway.wire import raw_answer
 
 log = structlog.get_logger("gateway")
 
 BACKLOG = 1024
-KEEP_ALIVE_S = 75.0
-HEAD_BYTES = 64 * 1024
-# How long it may take to end an answer and make the connection ready for its next request; then it is closed.
-END_TIMEOUT_S = 5.0
 # Between two tries to accept while there are no file descriptors left.
 NO_DESCRIPTORS_PAUSE_S = 0.1
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -79,70 +83,32 @@ def _listening(family: socket.AddressFamily, kind: int, protocol: int, address: 
     return sock
 
 
-class GuardedStream(trio.abc.HalfCloseableStream):
-    """A client's connection on which no send lasts for ever."""
-
-    def __init__(self, sock: trio.socket.SocketType, stall_timeout_s: float) -> None:
-        self.socket = sock  # Hypercorn asks it for both addresses
-        self._stream = trio.SocketStream(sock)
-        self._stall_timeout_s = stall_timeout_s
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, or fail with BrokenResourceError when the client takes nothing for STALL_TIMEOUT_S."""
-        with trio.CancelScope(deadline=trio.current_time() + self._stall_timeout_s) as patience:
-            try:
-                await self._stream.send_all(data)
-            except trio.BusyResourceError as error:
-                # Hypercorn closes a connection whose client breaks the protocol while its answer is being sent
-                raise trio.BrokenResourceError("the connection is being closed") from error
-        if patience.cancelled_caught:
-            log.warning("client does not read; its connection is cut", after_s=self._stall_timeout_s)
-            self.socket.close()
-            raise trio.BrokenResourceError("the client does not read")
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """As trio.abc.SendStream has it."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """As trio.abc.ReceiveStream has it."""
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_eof(self) -> None:
-        """As trio.abc.HalfCloseableStream has it."""
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._stream.aclose()
-
-
 @dataclass(slots=True)
 class Door:
     """The open connections, and the way to end them. Made by `run_gateway`."""
 
     sockets: list[socket.socket]
-    connections: set[GuardedStream]
+    connections: Connections
     context: WorkerContext
     accepting: trio.CancelScope
-    empty: trio.Event
 
     async def wait_empty(self) -> None:
-        """Return when no connection is open. Only after `close`."""
-        if self.connections:
-            await self.empty.wait()
+        """Return when no answer is under way, or unread. Only after `close`.
+
+        A client whose request is not complete, or that has its answer and lingers, is not waited for.
+        """
+        await self.connections.wait_quiet()
 
     async def close(self) -> None:
         """Accept nothing more. Idle connections end, busy ones when their answer is complete."""
         self.accepting.cancel()
         for sock in self.sockets:
-            sock.close()
+            _close_listener(sock)
         await self.context.terminated.set()
 
     def cut(self) -> None:
         """End every connection at once, whatever it is doing."""
-        for connection in list(self.connections):
-            connection.socket.close()
+        self.connections.cut()
 
 
 async def run_gateway(
@@ -150,6 +116,7 @@ async def run_gateway(
     sockets: list[socket.socket],
     *,
     stall_timeout_s: float,
+    max_connections: int,
     task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on listening sockets. The gateway's task; starts with its Door.
@@ -157,89 +124,90 @@ async def run_gateway(
     Cancellation cuts every connection: whoever wants answers to end first calls `Door.close` and waits.
     """
     config = _config()
-    door = Door(sockets, set(), WorkerContext(None), trio.CancelScope(), trio.Event())
+    door = Door(sockets, Connections(max_connections), WorkerContext(None), trio.CancelScope())
 
     async def serve(stream: GuardedStream) -> None:
-        door.connections.add(stream)
         try:
-            wrapped = ASGIWrapper(cast("Any", _with_ends(app, stream)))
+            wrapped = ASGIWrapper(cast("Any", answering(app, stream)))
             server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
             await server.run()
+            await stream.aclose()
+            await stream.ended.wait()
         except Exception as error:
             # One client's connection is never a reason to end the others; what broke is for the log.
             _say(error)
         finally:
-            door.connections.discard(stream)
-            if not door.connections:
-                door.empty.set()
-                door.empty = trio.Event()
-            stream.socket.close()
+            stream.cut()
+            door.connections.left(stream)
 
     async with trio.open_nursery() as nursery:
+
+        def admit(sock: socket.socket) -> None:
+            peer = _peer(sock)
+            place = door.connections.place(trio.current_time(), own=is_loopback(peer)) if peer else None
+            if place:
+                stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s)
+                nursery.start_soon(serve, stream)
+            else:
+                _turn_away(sock)
+
         try:
             async with trio.open_nursery() as listening:
                 door.accepting = listening.cancel_scope
                 for sock in sockets:
-                    listening.start_soon(_accept, trio.socket.from_stdlib_socket(sock), stall_timeout_s,
-                                         lambda stream: nursery.start_soon(serve, stream))  # fmt: skip
+                    sock.setblocking(False)
+                    listening.start_soon(_accept, sock, admit)
                 task_status.started(door)
             await trio.sleep_forever()
         finally:
             for sock in sockets:
-                sock.close()
+                _close_listener(sock)
             door.cut()
 
 
-def _with_ends(app: App, stream: GuardedStream) -> App:
-    """Wrap a connection's application so that every answer has one of two ends: whole, or visibly cut.
-
-    While it ends an answer Hypercorn tells the application that the client is gone, and only then closes the
-    connection or waits for its next request. An application that cancels itself at that word, as Quart does, would
-    leave the connection open for ever: so the end, once begun, is carried through. And an answer that its
-    application left incomplete is cut here: over HTTP/2 Hypercorn would leave its stream open.
-    """
-
-    async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
-        begun = whole = False
-
-        async def sent(message: Message) -> None:
-            nonlocal begun, whole
-            begun = begun or message["type"] == "http.response.start"
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                whole = True
-                with trio.move_on_after(END_TIMEOUT_S, shield=True) as ending:
-                    await send(message)
-                if ending.cancelled_caught:
-                    stream.socket.close()
-            else:
-                await send(message)
-
-        await app(scope, receive, sent)
-        if begun and not whole:
-            stream.socket.close()
-
-    return wrapped
-
-
-async def _accept(
-    listener: trio.socket.SocketType, stall_timeout_s: float, serve: Callable[[GuardedStream], None]
-) -> None:
+async def _accept(listener: socket.socket, admit: Callable[[socket.socket], None]) -> None:
     while True:
+        await trio.lowlevel.wait_readable(listener)
         try:
-            sock, _ = await listener.accept()
+            sock, _ = listener.accept()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
-            if error.errno not in _NO_DESCRIPTORS:
-                continue  # the client left before it was accepted (accept(2))
-            log.error("no connection can be accepted", cause=error.strerror)
-            await trio.sleep(NO_DESCRIPTORS_PAUSE_S)
-            continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        serve(GuardedStream(sock, stall_timeout_s))
+            if error.errno in _NO_DESCRIPTORS:
+                log.error("no connection can be accepted", cause=error.strerror)
+                await trio.sleep(NO_DESCRIPTORS_PAUSE_S)
+            continue  # the client left before it was accepted (accept(2)), or another listener took it
+        admit(sock)
+
+
+def _close_listener(sock: socket.socket) -> None:
+    if sock.fileno() != -1:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+
+def _peer(sock: socket.socket) -> str | None:
+    """Return who has connected; None when it has left already."""
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return None
+
+
+def _turn_away(sock: socket.socket) -> None:
+    """Say that there is no place, as well as one can without holding the connection."""
+    with sock:
+        try:
+            sock.setblocking(False)
+            sock.send(raw_answer(NO_PLACE, email.utils.formatdate(usegmt=True)))
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has left
 
 
 def _config() -> Config:
     config = Config()
-    config.keep_alive_timeout = KEEP_ALIVE_S
+    # The stream closes what is idle, but does not look into HTTP/2. Hypercorn counts a head that is under way as idle.
+    config.keep_alive_timeout = KEEP_ALIVE_S + HEAD_TIMEOUT_S
     config.keep_alive_max_requests = 2**62  # no reason to end a client's connection by count
     config.h11_max_incomplete_size = HEAD_BYTES
     config.include_server_header = False

@@ -65,8 +65,8 @@ class BodyTooLarge(GatewayError):
         self.max_body_bytes = max_body_bytes
 
 
-class AmbiguousLength(GatewayError):
-    """A request says in two ways how long its body is: two servers could read two different requests."""
+class BodyTooSlow(GatewayError):
+    """A request body comes so slowly that its sender is taken for one that only holds the connection."""
 
 
 class ConnectFailed(GatewayError):
@@ -110,7 +110,7 @@ class ClientGone(GatewayError):
 
 
 Fault = (
-    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | AmbiguousLength
+    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow
     | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
 )  # fmt: skip
 
@@ -122,6 +122,10 @@ class Told:
     status: int
     sentence: str
     retry_after_s: int | None = None
+
+
+# As many clients are connected as there may be, and none of them is idle.
+NO_PLACE = Told(503, "too many connections are open, and none of them is idle (MAX_CONNECTIONS)", 1)
 
 
 def told(fault: Fault) -> Told:
@@ -141,8 +145,8 @@ def told(fault: Fault) -> Told:
             return Told(503, "the primary ollama server is not ready", 2)
         case BodyTooLarge():
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
-        case AmbiguousLength():
-            return Told(400, "a request must not have both Content-Length and Transfer-Encoding")
+        case BodyTooSlow():
+            return Told(408, "the request body comes too slowly, or not at all")
         case ConnectFailed() | WorkerLost() | WorkerRefused() | LoadFailed() | RunnerDied():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
         case FirstByteTimeout():
@@ -158,7 +162,7 @@ def error_headers(said: Told) -> list[tuple[bytes, bytes]]:
     headers = [(b"content-type", b"application/json; charset=utf-8")]
     if said.retry_after_s is not None:
         headers.append((b"retry-after", str(said.retry_after_s).encode()))
-    if said.status == 400:  # who knows where the next request on that connection would begin (RFC 9112, 6.1)
+    if said.status in (400, 408):  # who knows where the next request on that connection would begin (RFC 9112, 6.1)
         headers.append((b"connection", b"close"))
     return headers
 

@@ -24,6 +24,7 @@ from gateway.admission import Admission
 from gateway.app import make_app
 from gateway.asgi import App, Front
 from gateway.book import Book, Tracer
+from gateway.connections import fit_descriptors
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.labels import ModelLabels
@@ -211,7 +212,10 @@ async def _run_all(
         known = partial(_known_pids, meter)
         await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
         await stack.enter_async_context(background(pulls.run, started=True))
-        serving = partial(run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s)
+        serving = partial(
+            run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s,
+            max_connections=fit_descriptors(settings.max_connections),
+        )  # fmt: skip
         door: Door = await stack.enter_async_context(background(serving, started=True))
         events.record("gateway_listens", url=settings.gateway_url)
         await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))

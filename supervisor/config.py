@@ -200,6 +200,9 @@ class Settings(BaseModel):
     max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = Field(
         ByteSize(256 * 1024**2), alias="MAX_BODY_BYTES", description="largest request body, such as 256MiB"
     )
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        4096, alias="MAX_CONNECTIONS", description="clients that may be connected at once"
+    )
     drain_timeout_s: Seconds = Field(
         60, alias="DRAIN_TIMEOUT_S", description="how long running answers may take to end, seconds"
     )

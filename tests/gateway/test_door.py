@@ -13,11 +13,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import asgi
-from gateway import door as module
+from gateway import answering, asgi
 from gateway.app import make_app
 from gateway.asgi import App, Front, Message, Receive, Send
 from gateway.door import Door, PortTaken, listen, run_gateway
+from gateway.head import HEAD_BYTES
 from gateway.pulls import Pulls
 from tests.fakes.fleet_admin import FakeFleet
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -92,14 +92,16 @@ class Served:
 
 
 async def serve(
-    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1"
+    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1", bound: int = 100
 ) -> Served:
     sockets = listen(host, 0)
     life, ended = trio.CancelScope(), trio.Event()
 
     async def serving(task_status: trio.TaskStatus[Door]) -> None:
         with life:
-            await run_gateway(app, sockets, stall_timeout_s=stall_timeout_s, task_status=task_status)
+            await run_gateway(
+                app, sockets, stall_timeout_s=stall_timeout_s, max_connections=bound, task_status=task_status
+            )
         ended.set()
 
     port = sockets[0].getsockname()[1]
@@ -213,7 +215,7 @@ async def test_what_is_no_http_is_refused_and_the_connection_closed(house: House
 
 async def test_a_head_without_end_is_refused(house: House) -> None:
     client = await house.client()
-    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nx: " + b"y" * 3 * module.HEAD_BYTES)
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nx: " + b"y" * 3 * HEAD_BYTES)
     assert (await client.until_closed()).startswith(b"HTTP/1.1 431")
 
 
@@ -262,7 +264,7 @@ async def test_a_refused_upload_is_answered_and_its_connection_ends(
 async def test_an_end_that_takes_too_long_closes_the_connection(
     nursery: trio.Nursery, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "END_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(answering, "END_TIMEOUT_S", 0.05)
 
     async def reads_nothing(scope: Message, receive: Receive, send: Send) -> None:
         await client.send(b"1\r\nx\r\n" * 1000)  # more parts than Hypercorn holds for a reader that is not there

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.errors import (
     BUSY,
-    AmbiguousLength,
     BodyTooLarge,
+    BodyTooSlow,
     ConnectFailed,
     Dialect,
     Fault,
@@ -42,7 +42,7 @@ TABLE: list[tuple[Fault, int, str, int | None]] = [
     (ShuttingDown(), 503, "the server is shutting down", 5),
     (PrimaryAway(), 503, "the primary ollama server is not ready", 2),
     (BodyTooLarge(1000), 413, "the request body is larger than 1000 bytes (MAX_BODY_BYTES)", None),
-    (AmbiguousLength(), 400, "a request must not have both Content-Length and Transfer-Encoding", None),
+    (BodyTooSlow(), 408, "the request body comes too slowly, or not at all", None),
     (ConnectFailed(), 502, LOST, 1),
     (WorkerLost(), 502, LOST, 1),
     (WorkerRefused(), 502, LOST, 1),

@@ -1,0 +1,114 @@
+"""What every application's answer has, whichever it is: one of two ends, and a connection that knows of it.
+
+While it ends an answer Hypercorn tells the application that the client is gone, and only then closes the connection
+or waits for its next request. An application that cancels itself at that word, as Quart does, would leave the
+connection open for ever: so the end, once begun, is carried through. And an answer that its application left
+incomplete is cut here: over HTTP/2 Hypercorn would leave its stream open.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from gateway.asgi import App, Message, Receive, Send
+from gateway.connections import Place
+from gateway.errors import NO_PLACE, dialect_of, error_body, error_headers
+from gateway.headers import Headers
+from gateway.ollama import Answerer, answerer
+from gateway.stream import GuardedStream
+from gateway.wire import informational
+
+# How long it may take to end an answer and make the connection ready for its next request; then it is closed.
+END_TIMEOUT_S = 5.0
+# The name of the extension below in a scope's "extensions"; only HTTP/1.1 requests have it.
+INFORMATIONAL = "chimera.informational"
+Informational = Callable[[int, Headers], Awaitable[None]]
+
+
+class Call:
+    """One request and its answer on a connection."""
+
+    def __init__(self, stream: GuardedStream, receive: Receive, send: Send) -> None:
+        self._stream = stream
+        self._receive = receive
+        self._send = send
+        self._complete = False  # the request
+        self.begun = False
+        self.whole = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether the client may expect more of an answer: its request is complete, or the answer has begun."""
+        return self._complete or self.begun
+
+    async def receive(self) -> Message:
+        """As ASGI has it."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._complete = True
+            self._stream.changed()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it."""
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self._stream.changed()
+            if self._stream.place is Place.RESERVE:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            await self._end(message)
+            return
+        await self._send(message)
+
+    async def _end(self, message: Message) -> None:
+        self.whole = True
+        with trio.move_on_after(END_TIMEOUT_S, shield=True) as ending:
+            await self._send(message)
+        if ending.cancelled_caught:
+            self._stream.cut()
+        else:
+            self._stream.answered()
+
+    async def inform(self, status: int, headers: Headers) -> None:
+        """Send an informational answer (RFC 9110, 15.2), unless the answer itself has begun.
+
+        Waits like any send for a client that does not read. Raises ValueError when `status` is none of 100 to 199, or
+        101, or a header cannot be sent; BrokenResourceError and ClosedResourceError when the client is gone.
+        """
+        data = informational(status, headers)
+        if not self.begun:
+            await self._stream.send_all(data)
+
+
+def answering(app: App, stream: GuardedStream) -> App:
+    """Wrap the application of one connection."""
+
+    async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        call = Call(stream, receive, send)
+        if scope["http_version"] == "1.1":  # older clients know no informational answers; HTTP/2 has its own frames
+            scope.setdefault("extensions", {})[INFORMATIONAL] = call.inform
+        stream.calls.add(call)
+        stream.changed()
+        try:
+            if stream.place is Place.RESERVE and answerer(scope["method"], scope["path"]) is not Answerer.GATEWAY:
+                await _no_place(scope, call.send)
+            else:
+                await app(scope, call.receive, call.send)
+            if call.begun and not call.whole:
+                stream.cut()
+        finally:
+            stream.calls.discard(call)
+            stream.changed()
+
+    return wrapped
+
+
+async def _no_place(scope: Message, send: Send) -> None:
+    body = error_body(dialect_of(scope["path"]), NO_PLACE.status, NO_PLACE.sentence)
+    headers = [*error_headers(NO_PLACE), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": NO_PLACE.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,228 @@
+"""One client's connection, between its socket and Hypercorn: checked and timed as it comes, not waited for as it goes.
+
+A request is handed on only when its head is complete and understood (`framing`); one that is not taken is answered
+here, and ends the connection. What is written goes through `outgoing`.
+"""
+
+import email.utils
+import socket
+from typing import Protocol
+
+import structlog
+import trio
+
+from gateway.connections import Connections, Place
+from gateway.errors import Told
+from gateway.framing import At, Framing
+from gateway.head import HEAD_BYTES, Refused
+from gateway.outgoing import Outgoing
+from gateway.wire import raw_answer
+
+log = structlog.get_logger("gateway")
+
+# From the beginning of a connection until its first byte, and from the first byte of a head until its last.
+HEAD_TIMEOUT_S = 30.0
+# The same in the reserve, where others wait for the place.
+RESERVE_TIMEOUT_S = 5.0
+# Between two requests.
+KEEP_ALIVE_S = 75.0
+# What a client still sends after its refusal is read for so long: a connection closed with bytes unread is reset, and
+# the refusal lost with it (RFC 9112, 9.6).
+LINGER_S = 2.0
+_READ_BYTES = 64 * 1024
+
+
+class Call(Protocol):
+    """One request and its answer, as far as the connection is concerned."""
+
+    begun: bool  # whether the answer has
+
+    @property
+    def pending(self) -> bool:
+        """Whether the client may expect more of an answer: its request is complete, or the answer has begun."""
+
+
+class GuardedStream(trio.abc.HalfCloseableStream):
+    """A client's connection. Hypercorn is what reads and writes it."""
+
+    def __init__(
+        self, sock: socket.socket, connections: Connections, place: Place, nursery: trio.Nursery, stall_timeout_s: float
+    ) -> None:
+        """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
+        self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
+        self.place = place
+        self.calls: set[Call] = set()
+        self.ended = trio.Event()
+        self._connections = connections
+        self._nursery = nursery
+        self._outgoing = Outgoing(sock, connections, nursery, stall_timeout_s, self.changed)
+        self._framing = Framing()
+        self._head_timeout_s = HEAD_TIMEOUT_S if place is Place.OPEN else RESERVE_TIMEOUT_S
+        self._head_begun = False
+        self._deadline = trio.current_time() + self._head_timeout_s
+        self._reading = trio.CancelScope()
+        self._closing = False
+        self._linger = False
+        connections.joined(self, place)
+
+    # -- what Connections asks -----------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has begun, and nothing is left of the last answer."""
+        at, ahead = self._framing.at, self._framing.ahead
+        waits = at is At.OTHER or (at is At.HEAD and not ahead)
+        return waits and not (self.calls or self._outgoing.unread or self._closing or self._outgoing.broken)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for the rest of an answer."""
+        complete = self._framing.at is At.ANSWER
+        return complete or self._outgoing.unread > 0 or any(call.pending for call in self.calls)
+
+    def changed(self) -> None:
+        """One of the calls, or what is unread, has changed."""
+        if self._outgoing.broken and not self.ended.is_set():
+            self.cut()
+        self._connections.changed(self)
+
+    def cut(self) -> None:
+        """Close the connection at once, whatever is under way. Whoever waits on it is woken. May be called twice."""
+        self.ended.set()
+        self._outgoing.end("the connection is closed")
+        self.socket.close()
+        self._reading.cancel()
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return what may be handed on of what has come, b"" when the client has left or been idle too long.
+
+        BrokenResourceError: the request was refused, and answered here, or the connection broke. ClosedResourceError:
+        it is being closed. Cancellation loses nothing.
+        """
+        try:
+            while True:
+                data = await self._receive(max_bytes or _READ_BYTES)
+                if data == b"":
+                    return b""
+                handed_on = self._framing.feed(data or b"")
+                self._choose_deadline()
+                if handed_on:
+                    return handed_on
+                if data is None and trio.current_time() >= self._deadline:
+                    if not self._head_begun:
+                        return b""
+                    raise Refused(408, f"the head of the request was not complete within {self._head_timeout_s:g} s")
+        except Refused as refused:
+            self._refuse(refused)
+            raise trio.BrokenResourceError("the request was refused") from refused
+
+    async def _receive(self, max_bytes: int) -> bytes | None:
+        """Return what has come, b"" for the end, None when it is time to look up."""
+        self._check_open()
+        if self._framing.at is At.HEAD and self._framing.ahead and not self._head_begun:
+            return None  # it came ahead of the last answer
+        data: bytes | None = None
+        with trio.CancelScope(deadline=self._deadline) as self._reading:
+            if self._framing.ahead > HEAD_BYTES:
+                await trio.sleep_forever()  # enough of the requests after this one is here
+            try:
+                data = await self.socket.recv(max_bytes)
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+        self._check_open()
+        return data
+
+    def _check_open(self) -> None:
+        if self._closing or self.ended.is_set():
+            raise trio.ClosedResourceError("the connection is being closed")
+
+    def _choose_deadline(self) -> None:
+        """Choose by when the next must come, now that something has."""
+        begun = self._framing.at is At.HEAD and self._framing.ahead > 0
+        if self._framing.at is not At.HEAD:
+            self._deadline = float("inf")  # a body's progress is its reader's to watch, HTTP/2's is Hypercorn's
+        elif begun and not self._head_begun:
+            self._deadline = trio.current_time() + self._head_timeout_s
+        self._head_begun = begun
+        self._connections.changed(self)
+
+    def answered(self) -> None:
+        """An answer is complete: the next request may come, or has come ahead."""
+        if self._framing.at is At.ANSWER:
+            self._framing.answered()
+            self._deadline = self._reading.deadline = trio.current_time() + KEEP_ALIVE_S
+            if self._framing.ahead:
+                self._reading.cancel()
+
+    def _refuse(self, refused: Refused) -> None:
+        log.debug("request refused", status=refused.status, cause=refused.sentence)
+        if any(call.begun for call in self.calls):
+            self.cut()  # its answer is on its way already: that it ends here must be seen
+            return
+        said = Told(refused.status, refused.sentence)
+        try:
+            self._outgoing.put(raw_answer(said, email.utils.formatdate(usegmt=True), refused.target, refused.method))
+        except trio.BrokenResourceError:
+            return  # the client has left, and is told nothing
+        self._linger = True
+        self._end()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; what the client does not take at once is kept, and sent as it reads.
+
+        Returns without a checkpoint when the kernel takes everything, or the rest is little enough to be kept; else
+        waits. Raises BrokenResourceError when the connection broke, now or since the last call, or the client took
+        nothing for STALL_TIMEOUT_S. Cancellation takes back nothing: all of `data` is still on its way.
+        """
+        if self._closing:
+            raise trio.ClosedResourceError("the connection is being closed")
+        if self._outgoing.put(data):
+            await self._outgoing.wait_room()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As trio.abc.SendStream has it."""
+        await trio.lowlevel.checkpoint()
+        await self._outgoing.wait_room()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    async def send_eof(self) -> None:
+        """Do nothing: `aclose`, which always follows, says the end when what is unread has been sent."""
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Take and send nothing more. The connection closes beside us when what is unread has been sent: see `ended`.
+
+        That takes no longer than STALL_TIMEOUT_S without progress, and LINGER_S.
+        """
+        self._end()
+        await trio.lowlevel.checkpoint()
+
+    def _end(self) -> None:
+        if self._closing or self.ended.is_set():
+            return
+        self._closing = True
+        self._linger = self._linger or self._framing.at is At.BODY
+        self._reading.cancel()
+        if self._outgoing.unread or self._linger:
+            self._nursery.start_soon(self._finish)
+            self.changed()
+        else:
+            self.cut()
+
+    async def _finish(self) -> None:
+        try:
+            await self._outgoing.wait_read()
+            self.socket.shutdown(socket.SHUT_WR)
+            if self._linger:
+                with trio.move_on_after(LINGER_S):
+                    while await self.socket.recv(_READ_BYTES):
+                        continue
+        except (OSError, trio.ClosedResourceError):
+            pass  # the client has closed it, or it was cut
+        finally:
+            self.cut()

@@ -1,0 +1,41 @@
+"""Answers that do not go through Hypercorn, as they go over an HTTP/1.1 connection. Pure."""
+
+from http import HTTPStatus
+
+from gateway.errors import Told, dialect_of, error_body, error_headers
+from gateway.head import HEADER_LINE
+from gateway.headers import Headers
+
+SWITCHING_PROTOCOLS = 101
+_FINAL = 200
+
+
+def raw_answer(said: Told, date: str, target: bytes = b"", method: bytes = b"") -> bytes:
+    """Return an error answer in the words of the API that was asked. It says that the connection closes."""
+    body = error_body(dialect_of(target.decode("latin1")), said.status, said.sentence)
+    headers: Headers = [
+        *((name, value) for name, value in error_headers(said) if name != b"connection"),
+        (b"content-length", b"%d" % len(body)),
+        (b"date", date.encode()),
+        (b"connection", b"close"),
+    ]
+    return _head(said.status, headers) + (b"" if method == b"HEAD" else body)
+
+
+def informational(status: int, headers: Headers) -> bytes:
+    """Return an informational answer (RFC 9110, 15.2). ValueError when it is none, or would end the talk of HTTP."""
+    if not 100 <= status < _FINAL or status == SWITCHING_PROTOCOLS:
+        raise ValueError(f"{status} is no informational status")
+    for name, value in headers:
+        if not HEADER_LINE.fullmatch(b"%b:%b" % (name, value)):
+            raise ValueError(f"header {name!r} cannot be sent")
+    return _head(status, headers)
+
+
+def _head(status: int, headers: Headers) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:  # any number may be a status
+        phrase = ""
+    line = b"HTTP/1.1 %d %b" % (status, phrase.encode())
+    return b"\r\n".join((line, *(b"%b: %b" % pair for pair in headers), b"", b""))
