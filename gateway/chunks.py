@@ -16,7 +16,8 @@ OVERHEAD_BYTES = 16 * 1024
 _OVERHEAD_PER_CHUNK = 16
 
 # RFC 9112, 7.1. Not one digit more than fits, no sign, no 0x, and blanks only before an extension.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")
+_PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*+;[\t -~\x80-\xff]*+)?")
 
 
 class Chunks:
@@ -32,7 +33,7 @@ class Chunks:
 
     def take(self, rest: bytearray) -> bytes:
         """Move from `rest` what is complete in what it says; return it as it is handed on. Raises Refused."""
-        at = 0
+        at = self._whole_chunks(rest) if self._read == self._size_line else 0
         while not self.ended and (took := self._read(rest, at)):
             at += took
         del rest[:at]
@@ -40,6 +41,28 @@ class Chunks:
         self._data.clear()
         handed_on = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         return handed_on + b"0\r\n\r\n" if self.ended else handed_on
+
+    def _whole_chunks(self, rest: bytearray) -> int:
+        """Take the chunks that `rest` begins with, as far as they are plain and all there; return their bytes.
+
+        The steps below would do the same, in five times the time: a body of one-byte chunks must not hold up the loop.
+        """
+        at = 0
+        while line := _PLAIN_SIZE_LINE.match(rest, at):
+            begin, size = line.end(), int(line[1], 16)
+            end = begin + size
+            if not size or rest[end : end + 2] != b"\r\n":
+                break
+            self._data.append(bytes(rest[begin:end]))
+            if self._overhead:
+                self._count(begin - at, size)
+            at = end + 2
+        return at
+
+    def _count(self, line_bytes: int, size: int) -> None:
+        self._overhead = max(0, self._overhead + line_bytes - _OVERHEAD_PER_CHUNK - 2 * size)
+        if self._overhead > OVERHEAD_BYTES:
+            raise Refused(400, "the chunks of the body have too much that is no data")
 
     # Each of these returns how many bytes it took, 0 when more must come first.
 
@@ -51,9 +74,7 @@ class Chunks:
         if not size:
             raise Refused(400, "a chunk's size is no hexadecimal number of at most 15 digits")
         self._left = int(size[1], 16)
-        self._overhead = max(0, self._overhead + len(line) + 2 - _OVERHEAD_PER_CHUNK - 2 * self._left)
-        if self._overhead > OVERHEAD_BYTES:
-            raise Refused(400, "the chunks of the body have too much that is no data")
+        self._count(len(line) + 2, self._left)
         self._read = self._chunk if self._left else self._trailer_line
         return len(line) + 2
 

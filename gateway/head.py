@@ -21,8 +21,15 @@ _LENGTH_DIGITS = 18
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/([0-9])\.([0-9])")
-# RFC 9110, 5.5: no control characters but the tab. A leading blank would be a folded line.
-HEADER_LINE = re.compile(rb"(" + TOKEN + rb"+):[ \t]*((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*")
+# RFC 9110, 5.5: no control characters but the tab. A leading blank would be a folded line. Nothing here is tried twice
+# (the possessive +): a line of 60,000 blanks must not cost their square.
+_HEADER = rb"(" + TOKEN + rb"++):[ \t]*+([\t -~\x80-\xff]*+)"
+HEADER_LINE = re.compile(_HEADER)
+_HEADER_LINES = re.compile(rb"(?:" + _HEADER + rb"\r\n)*+")
+# The headers that decide how a request is read.
+_DECIDES = re.compile(
+    rb"^(host|content-length|transfer-encoding|upgrade):[ \t]*+([^\r]*+)", re.IGNORECASE | re.MULTILINE
+)
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][!-~]*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,%d}" % _LENGTH_DIGITS)
@@ -50,8 +57,8 @@ class Head:
 
 def understand(head: bytes) -> Head:
     """Understand a head, without its empty line. Raises Refused."""
-    lines = head.split(b"\r\n")
-    asked = _REQUEST_LINE.fullmatch(lines[0])
+    first, _, rest = head.partition(b"\r\n")
+    asked = _REQUEST_LINE.fullmatch(first)
     if not asked:
         raise Refused(400, "the first line is no HTTP request line")
     method, target, major, minor = asked.groups()
@@ -60,27 +67,29 @@ def understand(head: bytes) -> Head:
             raise Refused(505, "this server speaks HTTP/1.1, HTTP/1.0 and HTTP/2")
         if len(target) > TARGET_BYTES:
             raise Refused(414, f"the request target is longer than {TARGET_BYTES} bytes")
-        headers = _headers(lines[1:])
-        _check_host(headers, needed=minor == b"1")
-        chunked, length = _framed(headers, old=minor == b"0")
-        return Head(_handed_on(lines, method, target, headers), chunked, length)
+        lines = rest + b"\r\n" if rest else b""
+        _check_lines(lines)
+        deciding = [(name.lower(), value.rstrip(b" \t")) for name, value in _DECIDES.findall(lines)]
+        _check_host(deciding, needed=minor == b"1")
+        chunked, length = _framed(deciding, old=minor == b"0")
+        as_it_came = target.startswith(b"/") and not any(name == b"upgrade" for name, _ in deciding)
+        handed_on = head + b"\r\n\r\n" if as_it_came else _rewritten(method, target, b"1." + minor, lines)
+        return Head(handed_on, chunked, length)
     except Refused as refused:
         refused.method, refused.target = method, target
         raise
 
 
-def _headers(lines: list[bytes]) -> Headers:
-    """Return names (lower-case) and values. Raises Refused."""
-    if len(lines) > HEADERS:
+def _check_lines(lines: bytes) -> None:
+    """Refuse what is not so many lines, each a header."""
+    if lines.count(b"\r\n") > HEADERS:
         raise Refused(431, f"the request has more than {HEADERS} headers")
-    found: Headers = []
-    for number, line in enumerate(lines, start=1):
-        header = HEADER_LINE.fullmatch(line)
-        if not header:
+    if _HEADER_LINES.fullmatch(lines):
+        return
+    for number, line in enumerate(lines.split(b"\r\n"), start=1):
+        if not HEADER_LINE.fullmatch(line):
             why = "is folded" if line[:1] in (b" ", b"\t") else "is not of the form Name: value"
             raise Refused(400, f"header line {number} {why}")
-        found.append((header[1].lower(), header[2]))
-    return found
 
 
 def _check_host(headers: Headers, *, needed: bool) -> None:
@@ -121,21 +130,19 @@ def _check_codings(codings: list[bytes], *, old: bool) -> None:
         raise Refused(501, "the only Transfer-Encoding that this server knows is chunked")
 
 
-def _handed_on(lines: list[bytes], method: bytes, target: bytes, headers: Headers) -> bytes:
-    """Return the head as it is handed on. Raises Refused."""
-    kept = [(name, value) for name, value in headers if name != b"upgrade"]
+def _rewritten(method: bytes, target: bytes, version: bytes, lines: bytes) -> bytes:
+    """Return a head as it is handed on that would be taken in two ways as it came. Raises Refused."""
+    parsed = [HEADER_LINE.fullmatch(line) for line in lines.split(b"\r\n")[:-1]]
     # RFC 9110, 7.8: an upgrade may be ignored; whoever is upgraded (to h2c) would speak on unchecked
-    rewritten = len(kept) < len(headers)
+    headers = [(header[1], header[2]) for header in parsed if header and header[1].lower() != b"upgrade"]
     if absolute := _ABSOLUTE.fullmatch(target):
         # RFC 9112, 3.2.2: to be taken from everybody, and Host is then what the target says
         host, path = absolute[1], absolute[2] or b"/"
         if not _HOST.fullmatch(host):
             raise Refused(400, "the request target names no host")
         target = path if path.startswith(b"/") else b"/" + path
-        kept = [(b"host", host), *((name, value) for name, value in kept if name != b"host")]
-        rewritten = True
+        headers = [(b"host", host), *((name, value) for name, value in headers if name.lower() != b"host")]
     elif not (target.startswith(b"/") or (target == b"*" and method == b"OPTIONS")):
         raise Refused(400, "the request target is not a path that begins with /")
-    if rewritten:
-        lines = [b" ".join((method, target, lines[0].rpartition(b" ")[2])), *(b": ".join(pair) for pair in kept)]
-    return b"\r\n".join((*lines, b"", b""))
+    first = b"%b %b HTTP/%b" % (method, target, version)
+    return b"\r\n".join((first, *(b"%b: %b" % header for header in headers), b"", b""))

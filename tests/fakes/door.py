@@ -1,0 +1,102 @@
+"""A gateway that listens on a loopback port of its own, and clients of it that speak in raw bytes."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+import trio
+
+from gateway.app import make_app
+from gateway.asgi import App, Front
+from gateway.door import Door, listen, run_gateway
+from gateway.pulls import Pulls
+from tests.fakes.fleet_admin import FakeFleet
+from tests.fakes.hall import Hall
+
+# A test that hangs says so; no result depends on it.
+TOO_LONG_S = 10.0
+CHAT = b'{"model":"m","messages":[{}]}'
+MAX_BODY_BYTES = 100_000
+
+
+class Client:
+    """One connection to the gateway, in raw bytes."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.got = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def post(self, path: str, body: bytes, *headers: str) -> None:
+        lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
+        await self.send("\r\n".join(lines).encode() + body)
+
+    async def until(self, end: bytes) -> bytes:
+        """What has come up to and with `end`."""
+        with trio.fail_after(TOO_LONG_S):
+            while end not in self.got:
+                data = await self.stream.receive_some(65536)
+                assert data, f"closed after {self.got!r}"
+                self.got += data
+        whole, end, self.got = self.got.partition(end)
+        return whole + end
+
+    async def until_closed(self) -> bytes:
+        """What has come until the gateway closed the connection."""
+        with trio.fail_after(TOO_LONG_S):
+            try:
+                while data := await self.stream.receive_some(65536):
+                    self.got += data
+            except trio.BrokenResourceError:
+                pass  # closed with bytes unread: a reset
+        return self.got
+
+
+Connect = Callable[..., Awaitable[Client]]
+
+
+class House:
+    """A gateway that listens."""
+
+    def __init__(self, hall: Hall, served: "Served", connect: Connect) -> None:
+        self.hall = hall
+        self.door = served.door
+        self.served = served
+        self._connect = connect
+
+    async def client(self) -> Client:
+        return await self._connect(self.served.port)
+
+
+@dataclass
+class Served:
+    """An application behind a door of its own."""
+
+    door: Door
+    port: int
+    life: trio.CancelScope
+    ended: trio.Event
+
+
+async def serve(
+    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1", bound: int = 100
+) -> Served:
+    sockets = listen(host, 0)
+    life, ended = trio.CancelScope(), trio.Event()
+
+    async def serving(task_status: trio.TaskStatus[Door]) -> None:
+        with life:
+            await run_gateway(
+                app, sockets, stall_timeout_s=stall_timeout_s, max_connections=bound, task_status=task_status
+            )
+        ended.set()
+
+    port = sockets[0].getsockname()[1]
+    return Served(await nursery.start(serving), port, life, ended)
+
+
+def front_of(hall: Hall) -> Front:
+    pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
+    return Front(hall.exchange, Pulls(hall.exchange), hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
