@@ -200,8 +200,9 @@ def _turn_away(sock: socket.socket) -> None:
             sock.setblocking(False)
             sock.send(raw_answer(NO_PLACE, email.utils.formatdate(usegmt=True)))
             sock.shutdown(socket.SHUT_WR)
+            sock.recv(HEAD_BYTES)  # bytes that nobody read would reset the connection, and the answer with it
         except OSError:
-            pass  # it has left
+            pass  # it has left, or sent nothing
 
 
 def _config() -> Config:
