@@ -52,5 +52,5 @@ class Hall:
     async def primary(self, *script: Behaviour, refuses_early: bool = False) -> WorkerServer:
         server = WorkerServer(list(script), refuses_early=refuses_early)
         await self._nursery.start(server.run)
-        self.exchange = Exchange(self.admission, self.upstream, self.metrics, server.port, watch=self)
+        self.exchange.primary_port = server.port
         return server
