@@ -491,8 +491,12 @@ async def test_cut_off_at_any_wait_a_request_leaves_nothing_behind(name: str, wa
 # Modules whose waits are not a request's.
 ELSEWHERE = {
     "admin": "the operator's requests; they take no slot",
+    "answering": "a connection's; they end with it: tests/gateway/test_answering.py",
     "app": "health and metrics",
+    "connections": "the shutdown's",
     "door": "connections, before and after their requests: tests/gateway/test_door.py",
+    "outgoing": "a connection's; they end with it: tests/gateway/test_outgoing.py",
+    "stream": "a connection's; they end with it: tests/gateway/test_stream.py",
     "tracing": "the shutdown's; spans are made in one step and sent by a thread",
 }
 # Waits that no request can be cut off at, and why.

@@ -18,7 +18,7 @@ from tests.fakes.door import CHAT, TOO_LONG_S, Connect, House, front_of, serve
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import Conversation, dies, hangs, says, starts, streams
 
-LINE = b'{"response":"a"}\n'
+LINE = b'{"response":"a","done":true}\n'
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
