@@ -7,16 +7,22 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from gateway.admin import FleetAdmin, answered, make_admin
+from gateway.admin_keys import make_key_pages
 from gateway.admission import Admission
+from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 
 
-def make_app(fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None) -> QuartTrio:
+def make_app(
+    fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None
+) -> QuartTrio:
     """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
     app = QuartTrio(__name__)
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
     logging.getLogger(__name__).setLevel(logging.WARNING)
-    app.register_blueprint(make_admin(fleet, admission, admin_token))
+    admin = make_admin(fleet, admission, admin_token)
+    admin.register_blueprint(make_key_pages(keyring or Keyring()))
+    app.register_blueprint(admin)
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -15,6 +15,7 @@ from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, 
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, value_of
+from gateway.keyring import Keyring
 from gateway.labels import route_label
 from gateway.load_options import names_of, without_load_options
 from gateway.metrics import Metrics
@@ -164,11 +165,12 @@ class Front:
 
     def __init__(
         self, exchange: Exchange, pulls: Pulls, metrics: Metrics, pages: App, *, max_body_bytes: int,
-        pin_load_options: bool = False, book: Book | None = None,
+        pin_load_options: bool = False, keyring: Keyring | None = None, book: Book | None = None,
     ) -> None:  # fmt: skip
         """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS).
 
-        `book` follows each request to its end; without one only the metrics hear of it.
+        `keyring` has the API keys; without one none is asked for. `book` follows each request to its end; without one
+        only the metrics hear of it.
         """
         self._exchange = exchange
         self.pulls = pulls
@@ -177,6 +179,7 @@ class Front:
         self._pages = pages
         self._max_body_bytes = max_body_bytes
         self._pin_load_options = pin_load_options
+        self._keyring = keyring or Keyring()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request. Cancellation, and the client's leaving, end the exchange and give its slot back."""
@@ -200,7 +203,8 @@ class Front:
 
     async def _carry_out(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
         try:
-            await self._answer(who, request, body, reply)
+            with self._keyring.admitted(request, who):
+                await self._answer(who, request, body, reply)
         except GatewayError as fault:
             request.phases.fault = fault
             if isinstance(fault, ClientGone) or reply.started:

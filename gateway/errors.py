@@ -5,9 +5,12 @@ the API that was asked (Ollama's, OpenAI's, Anthropic's), so that every client m
 """
 
 import json
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
+
+from gateway.limits import Over
 
 # Ollama's own words for its own full queue (its two spaces included): clients already know them.
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
@@ -69,6 +72,30 @@ class BodyTooSlow(GatewayError):
     """A request body comes so slowly that its sender is taken for one that only holds the connection."""
 
 
+class KeyMissing(GatewayError):
+    """A request needs an API key and presents none (API_KEYS_REQUIRED)."""
+
+
+class KeyUnknown(GatewayError):
+    """A request needs an API key, and the one that it presents is nobody's, or revoked."""
+
+
+class ModelsForbidden(GatewayError):
+    """A request would change the model store, and its key may not."""
+
+
+class BadPriority(GatewayError):
+    """A request asks for a priority that is no number."""
+
+
+class OverLimit(GatewayError):
+    """A request's key has taken what it may."""
+
+    def __init__(self, over: Over) -> None:
+        super().__init__(f"over {over.quantity} {over.limit}")
+        self.over = over
+
+
 class ConnectFailed(GatewayError):
     """A worker did not take the connection. Nothing was sent to the client."""
 
@@ -109,8 +136,9 @@ class ClientGone(GatewayError):
     """The client left; there is nobody to tell."""
 
 
+KeyFault = KeyMissing | KeyUnknown | ModelsForbidden | BadPriority | OverLimit
 Fault = (
-    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow
+    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow | KeyFault
     | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
 )  # fmt: skip
 
@@ -128,7 +156,7 @@ class Told:
 NO_PLACE = Told(503, "too many connections are open, and none of them is idle (MAX_CONNECTIONS)", 1)
 
 
-def told(fault: Fault) -> Told:
+def told(fault: Fault) -> Told:  # noqa: C901 - one case each
     """Return what the client is told."""
     match fault:
         case QueueFull():
@@ -147,6 +175,8 @@ def told(fault: Fault) -> Told:
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
         case BodyTooSlow():
             return Told(408, "the request body comes too slowly, or not at all")
+        case KeyMissing() | KeyUnknown() | ModelsForbidden() | BadPriority() | OverLimit():
+            return _told_of_key(fault)
         case ConnectFailed() | WorkerLost() | WorkerRefused() | LoadFailed() | RunnerDied():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
         case FirstByteTimeout():
@@ -157,11 +187,41 @@ def told(fault: Fault) -> Told:
             assert_never(fault)
 
 
+def _told_of_key(fault: KeyFault) -> Told:
+    match fault:
+        case KeyMissing():
+            return Told(401, "an API key is needed (Authorization: Bearer KEY, or x-api-key: KEY)")
+        case KeyUnknown():
+            return Told(401, "this API key is not known here, or was revoked")
+        case ModelsForbidden():
+            return Told(403, "this API key may not change the model store")
+        case BadPriority():
+            return Told(400, "X-Chimera-Priority must be a whole number, 0 to 9")
+        case OverLimit():
+            return Told(429, _over(fault.over), max(1, math.ceil(fault.over.wait_s)))
+        case _:
+            assert_never(fault)
+
+
+def _over(over: Over) -> str:
+    match over.quantity:
+        case "concurrency":
+            return f"over this API key's limit of requests at the same time ({over.limit})"
+        case "requests":
+            return f"over this API key's limit of requests a minute ({over.limit})"
+        case "tokens":
+            return f"over this API key's limit of tokens a minute ({over.limit})"
+        case _:
+            assert_never(over.quantity)
+
+
 def error_headers(said: Told) -> list[tuple[bytes, bytes]]:
     """Return the headers of an error answer, but for its length."""
     headers = [(b"content-type", b"application/json; charset=utf-8")]
     if said.retry_after_s is not None:
         headers.append((b"retry-after", str(said.retry_after_s).encode()))
+    if said.status == 401:  # RFC 9110, 11.6.1
+        headers.append((b"www-authenticate", b'Bearer realm="chimera"'))
     if said.status in (400, 408):  # who knows where the next request on that connection would begin (RFC 9112, 6.1)
         headers.append((b"connection", b"close"))
     return headers
@@ -189,11 +249,14 @@ def _error(dialect: Dialect, status: int, sentence: str) -> dict[str, object]:
         case Dialect.OLLAMA:
             return {"error": sentence}
         case Dialect.OPENAI:
-            kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "invalid_request_error"}
-            kind = kinds.get(status, "api_error")
-            return {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+            kinds = {400: "invalid_request_error", 401: "invalid_request_error", 403: "invalid_request_error",
+                     404: "not_found_error", 413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
+            codes = {401: "invalid_api_key", 403: "insufficient_permissions", 429: "rate_limit_exceeded"}
+            kind, code = kinds.get(status, "api_error"), codes.get(status)
+            return {"error": {"message": sentence, "type": kind, "param": None, "code": code}}
         case Dialect.ANTHROPIC:
-            kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large",
+            kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+                     404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error",
                      503: "overloaded_error"}  # fmt: skip
             return {"type": "error", "error": {"type": kinds.get(status, "api_error"), "message": sentence}}
         case _:

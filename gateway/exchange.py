@@ -4,7 +4,7 @@ The reply is told through the small `Reply` protocol, so that there is one place
 watchdogs however the client is connected. The client's leaving arrives here as cancellation.
 """
 
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -82,6 +82,7 @@ class Request:
     id: str
     caller: str = ""  # whom the queue is to be fair to
     priority: int = 0  # what lets it pass others there
+    spent: Callable[[int], None] = lambda _: None  # who hears, once, how many tokens a worker's answer took
     notice: Notice | None = None  # who hears of its place there
     attempts: int = 0
     waited_s: float = 0.0
@@ -295,9 +296,13 @@ class Exchange:
             if lease is not None:
                 self.tell_silence(lease.worker, fault)
             if request.phases.broken is None:
+                request.spent(chunks)
                 self._broken(request, "stalled" if isinstance(fault, Stalled) else "lost", str(fault))
             await _end_broken(request, answer, reply, fault, bytes(tail))
             return
+        except BaseException:  # the client left: what it got it had, or nobody who leaves early would ever be counted
+            request.spent(chunks if lease is not None else 0)
+            raise
         await reply.end()
 
     def _broken(self, request: Request, cause: str, said: str) -> None:
@@ -320,6 +325,7 @@ class Exchange:
         phases.prompt_tokens, phases.answer_tokens = prompt or None, given or None
         self.metrics.tokens(prompt, given, lease.model)
         tokens = given or (chunks if chunks > 1 else 0)
+        request.spent(prompt + tokens)
         if tokens >= PACE_TOKENS:
             self.admission.took(lease, waited_s / tokens)
         if not phases.stream or answer.status >= 400:

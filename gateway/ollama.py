@@ -44,6 +44,16 @@ def answerer(method: str, path: str) -> Answerer:
     return Answerer.GATEWAY
 
 
+def changes_models(method: str, path: str) -> bool:
+    """Say whether a request may change the model store: pull, push, create, copy, delete, uploads of blobs.
+
+    Told by what is known to change nothing. What a newer Ollama may bring under /api counts as a change.
+    """
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    return method != "POST" or not (path in FORWARDED or path == "/api/show" or path.startswith("/v1/"))
+
+
 class Kind(Enum):
     """What a request on a forwarded path is."""
 

@@ -25,8 +25,11 @@ from gateway.app import make_app
 from gateway.asgi import App, Front
 from gateway.book import Book, Tracer
 from gateway.connections import fit_descriptors
+from gateway.database import DatabaseFault, open_database
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
+from gateway.key_store import KeyStore
+from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
@@ -130,12 +133,13 @@ async def run(settings: Settings, ollama: Ollama, environ: Mapping[str, str]) ->
         if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
             events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
         _refuse_taken_primary_port(settings)
+        keyring = await trio.to_thread.run_sync(_keyring, settings)
         # Signals are heeded from here on, also while things are still coming up.
         async with trio.open_nursery() as nursery:
             asked = trio.Event()
             again = trio.Event()
             nursery.start_soon(_heed, signals, asked, again)
-            await _run_all(settings, ollama, environ, sockets, events, asked, again)
+            await _run_all(settings, ollama, environ, sockets, events, keyring, asked, again)
             nursery.cancel_scope.cancel()
     log.info("stopped")
 
@@ -150,7 +154,7 @@ async def _heed(signals: AsyncIterator[int], asked: trio.Event, again: trio.Even
 
 async def _run_all(
     settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], events: EventLog,
-    asked: trio.Event, again: trio.Event,
+    keyring: Keyring, asked: trio.Event, again: trio.Event,
 ) -> None:  # fmt: skip
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
@@ -180,7 +184,7 @@ async def _run_all(
     notes = WorkerLogNotes(lambda worker_id: settings.log_dir / f"{worker_id}.log", log_files, _now_utc)
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
-    pages = make_app(operator, admission, metrics, token)
+    pages = make_app(operator, admission, metrics, token, keyring)
     pulls = Pulls(exchange)
 
     async with AsyncExitStack() as stack:
@@ -189,7 +193,7 @@ async def _run_all(
         book = Book(metrics, _access_log(settings, own_log), _tracer(settings, stack))
         front = Front(
             exchange, pulls, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes,
-            pin_load_options=settings.load_options == "pin", book=book,
+            pin_load_options=settings.load_options == "pin", keyring=keyring, book=book,
         )  # fmt: skip
         stack.push_async_callback(prober.aclose)
         stack.push_async_callback(upstream.aclose)
@@ -212,6 +216,7 @@ async def _run_all(
         known = partial(_known_pids, meter)
         await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
         await stack.enter_async_context(background(pulls.run, started=True))
+        await stack.enter_async_context(background(keyring.run, started=True))
         serving = partial(
             run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s,
             max_connections=fit_descriptors(settings.max_connections),
@@ -293,6 +298,16 @@ def _known_pids(meter: UsageMeter) -> frozenset[int]:
 def _leaders(primary: Worker, fleet: Fleet) -> dict[str, int]:
     workers = [primary, *fleet.workers.values()]
     return {worker.spec.id: worker.process.pid for worker in workers if worker.process}
+
+
+def _keyring(settings: Settings) -> Keyring:
+    """Open the database and read the keys. It blocks. Raises StartRefused: without keys nobody's limits would hold."""
+    written = settings.database_url.get_secret_value() if settings.database_url else None
+    try:
+        store = KeyStore(open_database(written, settings.state_dir))
+        return Keyring(store, required=settings.api_keys_required, keys=store.load())
+    except DatabaseFault as fault:
+        raise StartRefused(str(fault)) from fault
 
 
 def _listen(settings: Settings) -> list[Any]:

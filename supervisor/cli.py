@@ -19,6 +19,7 @@ from dotenv.parser import parse_stream
 from rich.console import Console
 
 from supervisor import background, logs, show
+from supervisor.cli_keys import key_commands
 from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
 from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
@@ -347,6 +348,18 @@ def _get(settings: Settings, path: str) -> dict[str, Any]:
 def _post(settings: Settings, path: str, body: object) -> dict[str, Any]:
     with _client(settings) as client, _connected(settings):
         return _object(client.post(path, json=body) if body else client.post(path))
+
+
+def _call(env_file: Path, method: str, path: str, body: object = None) -> dict[str, Any]:
+    """Make any call of the admin API, for commands in files of their own."""
+    with faults_told():
+        settings = settings_from(env_file, os.environ)
+        with _client(settings) as client, _connected(settings):
+            return _object(client.request(method, path, json=body))
+    raise AssertionError("faults_told does not swallow")
+
+
+main.add_command(key_commands(_call))
 
 
 def _fleet(settings: Settings) -> dict[str, Any]:

@@ -26,8 +26,6 @@ MOST_WORKERS = 256
 # Names that the contract reserves for what this version does not do yet.
 RESERVED = frozenset(
     [
-        "API_KEYS_REQUIRED",
-        "DATABASE_URL",
         "FRONTEND_PORT",
         "NEXTAUTH_URL",
         "NEXTAUTH_SECRET",
@@ -38,7 +36,7 @@ RESERVED = frozenset(
     ]
 )
 # Whoever sets one of these expects protection: ignoring it would be dangerous, wherever it was set.
-RESERVED_PROTECTION = frozenset({"API_KEYS_REQUIRED", "TLS_CERT", "TLS_KEY"})
+RESERVED_PROTECTION = frozenset({"TLS_CERT", "TLS_KEY"})
 # Read by client.sh and the scripts, and welcome in the same file.
 CLIENT_NAMES = frozenset({"CHIMERA_URL", "CHIMERA_API_KEY"})
 # A worker's variables that Chimera itself decides: WORKER_ENV may not contradict it.
@@ -122,12 +120,21 @@ def _url(value: object) -> object:
     return value
 
 
+def _database_url(value: object) -> object:
+    """Look at its beginning only: the rest may be a secret, and is for the database's driver to judge."""
+    if isinstance(value, str) and not re.match(r"(sqlite:////|postgres(ql)?(\+psycopg)?://)[^\x00-\x1f\x7f]+\Z", value):
+        raise ValueError("must be sqlite:////ABSOLUTE/PATH or postgresql://USER:PASSWORD@HOST/NAME")
+    return value
+
+
 def _choice(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-# never repeated in a fault: WORKER_ENV may hold a key
-SECRETS = frozenset({"ADMIN_TOKEN", "WORKER_ENV", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"})
+# never repeated in a fault: WORKER_ENV may hold a key, a URL a password
+SECRETS = frozenset(
+    {"ADMIN_TOKEN", "WORKER_ENV", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
+)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
@@ -211,6 +218,12 @@ class Settings(BaseModel):
     )
     admin_token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
         None, alias="ADMIN_TOKEN", description="bearer token of the admin API; unset: loopback only"
+    )
+    api_keys_required: Annotated[bool, BeforeValidator(_choice)] = Field(
+        False, alias="API_KEYS_REQUIRED", description="inference needs an API key (chimera keys)"
+    )
+    database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
+        None, alias="DATABASE_URL", description="where keys are kept; unset: a SQLite file in STATE_DIR"
     )
     state_dir: Directory = Field(alias="STATE_DIR", description="what outlives a restart: the wanted fleet")
     log_dir: Directory = Field(alias="LOG_DIR", description="the workers' logs")
@@ -331,6 +344,8 @@ def _shown(name: str, value: Any) -> str:
         return ",".join(value)
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value)
 
 

@@ -47,5 +47,5 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "hpack", "quart"):
+    for chatty in ("httpx", "httpcore", "hpack", "quart", "alembic", "sqlalchemy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -103,6 +103,27 @@ def gpus(answer: Row) -> RenderableType:
     return Group(table, *told) if told else table
 
 
+def keys(rows: list[Row]) -> RenderableType:
+    """Return the table of API keys: what each may, and what of it is in use."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("key", "name", "begins", "at once", "requests/min", "tokens/min", "priority", "models", "last used"):
+        table.add_column(name)
+    for row in rows:
+        at_once = f"{row['inflight']}" + (f" of {row['concurrency']}" if row["concurrency"] else "")
+        table.add_row(
+            row["id"], Text(row["name"]), f"{row['prefix']}…", at_once,
+            _left(row["requests_left"], row["requests_per_minute"]),
+            _left(row["tokens_left"], row["tokens_per_minute"]),
+            str(row["priority"]), "yes" if row["models"] else "no",
+            _clock(row["last_used_at"]) if row["last_used_at"] else "never",
+        )  # fmt: skip
+    return table
+
+
+def _left(left: int | None, limit: int | None) -> str:
+    return "any" if limit is None else f"{left} left of {limit}"
+
+
 def event(row: Row) -> str:
     """Return one event as a line for people: when, what, and everything that it tells."""
     rest = {key: value for key, value in row.items() if key not in ("at", "event", "cause") and value is not None}

@@ -1,0 +1,251 @@
+"""Who is asking, and may it: the keys in memory, what each uses now, and the changes that an operator makes.
+
+A request is decided about without waiting, from memory alone: one SHA-256, no database (gpustack#1842, #1332). A
+change is written to the database first, in a worker thread, and counts from the moment that it is there; nothing is
+restarted and no request is cut (llama-swap#1009). While the database is away the keys go on as they are, and a change
+is refused.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import structlog
+import trio
+
+from gateway.database import DatabaseFault
+from gateway.errors import BadPriority, KeyMissing, KeyUnknown, ModelsForbidden, OverLimit
+from gateway.exchange import Request
+from gateway.keys import SECRET_BYTES, Key, KeyBook, digest_of, make_secret, presented, priority_of, shown
+from gateway.limits import Limits, Use
+from gateway.ollama import Answerer, changes_models
+
+log = structlog.get_logger("gateway")
+
+# How often it is written when keys were last used.
+USED_EVERY_S = 60.0
+# At the end it is written once more, if the database takes it in this time.
+LAST_WRITE_S = 3.0
+
+Result = TypeVar("Result")
+
+
+class UnknownKey(Exception):
+    """The operator named a key that there is not; the text lists those that there are."""
+
+
+class Store(Protocol):
+    """Where keys outlive a restart. Its calls block, and raise DatabaseFault."""
+
+    def load(self) -> list[Key]:
+        """Every key that counts."""
+        ...
+
+    def add(self, key: Key) -> Key:
+        """Keep a new key, and give it its id."""
+        ...
+
+    def change(self, key: Key) -> None:
+        """Keep a key as it is now."""
+
+    def revoke(self, key_id: str, at: datetime) -> None:
+        """Keep that a key counts no more."""
+
+    def used(self, moments: Mapping[str, datetime]) -> None:
+        """Keep when keys were last used."""
+
+
+class NoStore:
+    """Nothing outlives anything: a gateway without a database."""
+
+    def load(self) -> list[Key]:
+        """None."""
+        return []
+
+    def add(self, key: Key) -> Key:
+        """Refuse."""
+        raise DatabaseFault("there is no database for keys")
+
+    def change(self, key: Key) -> None:
+        """Refuse."""
+        raise DatabaseFault("there is no database for keys")
+
+    def revoke(self, key_id: str, at: datetime) -> None:
+        """Refuse."""
+        raise DatabaseFault("there is no database for keys")
+
+    def used(self, moments: Mapping[str, datetime]) -> None:
+        """Nobody wants to know."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Keyring:
+    """The keys. `required`: inference needs one (API_KEYS_REQUIRED)."""
+
+    def __init__(
+        self, store: Store | None = None, *, required: bool = False, keys: list[Key] | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes, today: Callable[[], datetime] = _utc_now,
+    ) -> None:  # fmt: skip
+        """`keys` are those that the store has now; `today` is the time that people read."""
+        self.required = required
+        self._store: Store = store or NoStore()
+        self._book = KeyBook(keys or [])
+        self._uses = {key.id: Use(key.limits, key.last_used_at) for key in keys or []}
+        self._random = random
+        self._today = today
+        self._used: set[str] = set()  # since that was last written
+        self._changing = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)  # a database that hangs takes one thread, not those of others
+
+    # -- a request ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def admitted(self, request: Request, who: Answerer) -> Iterator[None]:
+        """Hold the place of a request's key for the block, and say in the request whose it is.
+
+        Limits are for inference: whoever lists models takes nothing of them (llama-swap#860). Where no key is needed,
+        an unknown one is passed over: clients send "unused" and the like. Raises KeyMissing, KeyUnknown,
+        ModelsForbidden, BadPriority and OverLimit, before the request has cost anything.
+        """
+        key = self._key_of(request)
+        if key is None:
+            yield
+            return
+        priority = priority_of(request.headers, key.priority)
+        if priority is None:
+            raise BadPriority
+        request.caller, request.priority = f"key:{key.id}", priority
+        use = self._uses[key.id]
+        use.last_used_at = self._today()
+        self._used.add(key.id)
+        if who is not Answerer.WORKER:
+            yield
+            return
+        over = use.enter(trio.current_time())
+        if over is not None:
+            raise OverLimit(over)
+        request.spent = partial(_spent, use)
+        try:
+            yield
+        finally:
+            use.leave()
+
+    def _key_of(self, request: Request) -> Key | None:
+        """Return the key of a request. Raises KeyMissing, KeyUnknown and ModelsForbidden where one is required."""
+        given = presented(request.headers)
+        key = self._book.find(given.secret) if given is not None and given.secret is not None else None
+        if not self.required or request.method == "OPTIONS":  # a preflight never has a key (Fetch standard, CORS)
+            return key
+        if key is None:
+            raise KeyMissing if given is None else KeyUnknown
+        if not key.models and changes_models(request.method, request.path):
+            raise ModelsForbidden
+        return key
+
+    # -- the operator ------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what may be told of every key, for people and programs."""
+        return [self._row(key) for key in self._book.all()]
+
+    def row(self, key_id: str) -> dict[str, Any]:
+        """Return what may be told of a key. Raises UnknownKey."""
+        return self._row(self._known(key_id))
+
+    async def create(self, name: str, limits: Limits, *, priority: int, models: bool) -> tuple[str, dict[str, Any]]:
+        """Make a key; return it, for the only time, and its row. Raises DatabaseFault, and then there is none.
+
+        Cancellation is heeded when the database has answered: what it has is what counts.
+        """
+        secret = make_secret(self._random(SECRET_BYTES))
+        new = Key("", name, shown(secret), limits, priority, models, self._today(), digest_of(secret.encode()))
+        async with self._changing:
+            key = await self._in_thread(self._store.add, new)
+            self._uses[key.id] = Use(key.limits)
+            self._book.put(key)
+        log.info("key created", key=key.id, name=name)
+        return secret, self._row(key)
+
+    async def change(self, key_id: str, *, limits: Mapping[str, int | None], **fields: Any) -> dict[str, Any]:
+        """Change what is named of a key, for the next request on; return its row. Raises UnknownKey, DatabaseFault."""
+        async with self._changing:
+            key = self._known(key_id)
+            key = replace(key, limits=replace(key.limits, **limits), **fields)
+            await self._in_thread(self._store.change, key)
+            self._uses[key_id].change(key.limits, trio.current_time())
+            self._book.put(key)
+        log.info("key changed", key=key_id, name=key.name)
+        return self._row(key)
+
+    async def revoke(self, key_id: str) -> None:
+        """Let a key count no more; its running requests end in peace. Raises UnknownKey, DatabaseFault."""
+        async with self._changing:
+            key = self._known(key_id)
+            await self._in_thread(self._store.revoke, key_id, self._today())
+            self._book.drop(key_id)
+            del self._uses[key_id]
+            self._used.discard(key_id)
+        log.info("key revoked", key=key_id, name=key.name)
+
+    def _known(self, key_id: str) -> Key:
+        key = self._book.get(key_id)
+        if key is None:
+            known = ", ".join(key.id for key in self._book.all()) or "none"
+            raise UnknownKey(f"there is no key {key_id!r}; keys here: {known}")
+        return key
+
+    def _row(self, key: Key) -> dict[str, Any]:
+        use = self._uses[key.id]
+        return {
+            "id": key.id,
+            "name": key.name,
+            "prefix": key.prefix,
+            "concurrency": key.limits.concurrency,
+            "requests_per_minute": key.limits.requests_per_minute,
+            "tokens_per_minute": key.limits.tokens_per_minute,
+            "priority": key.priority,
+            "models": key.models,
+            "created_at": key.created_at.isoformat(timespec="seconds"),
+            "last_used_at": use.last_used_at.isoformat(timespec="seconds") if use.last_used_at else None,
+            **use.left(trio.current_time()),
+        }
+
+    # -- the database ------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write now and then when keys were last used. Cancellation: once more, for LAST_WRITE_S at most."""
+        task_status.started()
+        try:
+            while True:
+                await trio.sleep(USED_EVERY_S)
+                await self._write_used()
+        finally:
+            with trio.move_on_after(LAST_WRITE_S, shield=True):
+                await self._write_used()
+
+    async def _write_used(self) -> None:
+        used, self._used = self._used, set()
+        moments = {key_id: use.last_used_at for key_id in used if (use := self._uses[key_id]).last_used_at}
+        if not moments:
+            return
+        try:
+            await trio.to_thread.run_sync(
+                self._store.used, moments, limiter=self._limiter, abandon_on_cancel=True
+            )  # fmt: skip
+        except DatabaseFault as fault:
+            self._used |= used & self._uses.keys()
+            log.warning("it cannot be written when keys were last used; they go on working", cause=str(fault))
+
+    async def _in_thread(self, doing: Callable[..., Result], *args: object) -> Result:
+        return await trio.to_thread.run_sync(doing, *args, limiter=self._limiter)
+
+
+def _spent(use: Use, tokens: int) -> None:
+    use.spent(tokens, trio.current_time())
