@@ -7,10 +7,14 @@ passes it to `app` (Quart: `admin`, health, `metrics`). `exchange` waits in `adm
 worker through `upstream`, relays, and tries another worker while nothing has been sent. `fleetwide` makes one
 answer of many workers'; `pulls` makes one pull of many clients'.
 
+Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
+`database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.
+
 The decisions are pure and stand apart: `dispatch` (who gets which slot), with `affinity` (who still holds a
 conversation's beginning), `fair` (whose turn it is) and `breaker` (who fails, and is passed over); `retry` (who is
 asked after a fault), `ollama` (which path who answers, what a body asks for, what an error says), `headers`, `errors`
-(what went wrong -> what the client is told), `auth` (who may administer).
+(what went wrong -> what the client is told), `auth` (who may administer), `keys` and `limits` (what a key is, and what
+it may take).
 
 What is told of a request: `phases` are noted while it runs; when it has ended `book` makes of them the `metrics` (whose
 `labels` stay few, with `fleet_metrics` for workers and GPUs), its `access` line and, where asked for, its spans

@@ -95,7 +95,7 @@ class Database:
         A SQLite file is its owner's alone (0600): whoever may write it can give himself a key.
         """
         if self._sqlite:
-            try:
+            try:  # before any connection: closing a file gives up the locks that this process has on it (fcntl(2))
                 os.close(os.open(self.place, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
                 Path(self.place).chmod(0o600)
             except OSError as error:
@@ -105,7 +105,7 @@ class Database:
                 if self._sqlite:
                     found = connection.execute(text("PRAGMA quick_check(1)")).scalar()
                     if found != "ok":
-                        raise self._fault(f"malformed: {found}")
+                        raise self._fault(_one_line(f"malformed: {found}"))
                 config = Config()
                 config.set_main_option("script_location", "gateway:migrations")
                 config.attributes["connection"] = connection
@@ -153,5 +153,5 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())

@@ -56,7 +56,7 @@ class Bucket:
         left = self.left(now)
         if left is None or self.per_minute is None or left > 1 - _ROUNDING:
             return 0.0
-        return (1 - left) / self.per_minute * _MINUTE_S
+        return (1 - left) * _MINUTE_S / self.per_minute
 
     def take(self, amount: int, now: float) -> None:
         """Take an amount, whether there is so much or not."""
@@ -65,7 +65,7 @@ class Bucket:
             self._taken += amount
 
     def change(self, per_minute: int | None, now: float) -> None:
-        """Set another allowance. More can be used at once; with less, nobody waits longer than he had to before."""
+        """Set another allowance. More can be used at once; with less, what was overdrawn is filled up as soon as before."""
         self._fill(now)
         if per_minute is None or self.per_minute is None:
             self._taken = 0.0

@@ -99,7 +99,7 @@ def key_commands(call: Call) -> click.Group:
         if not body:
             raise click.UsageError("say what is to change, such as --concurrency 2")
         row = call(env_file, "PATCH", _path(key_id), body)
-        click.echo(f"{row['id']}  {row['name']}: " + ", ".join(f"{name} {_said(row[name])}" for name in body))
+        click.echo(f"{row['id']}  {row['name']}: " + ", ".join(f"{name} {_said(row[name])}" for name in sorted(body)))
 
     @keys.command()
     @click.argument("key_id", metavar="ID")

@@ -33,6 +33,8 @@ PURE = {
         "breaker",
         "fair",
         "headers",
+        "keys",
+        "limits",
         "line",
         "load_options",
         "pace",
@@ -43,6 +45,7 @@ PURE = {
         "labels",
         "phases",
         "traceparent",
+        "tables",
     },
 }
 # What a pure module must not know: tasks, the network, the machine, the clock, chance.

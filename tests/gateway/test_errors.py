@@ -7,6 +7,7 @@ import pytest
 
 from gateway.errors import (
     BUSY,
+    BadPriority,
     BodyTooLarge,
     BodyTooSlow,
     ConnectFailed,
@@ -14,8 +15,12 @@ from gateway.errors import (
     Fault,
     FirstByteTimeout,
     GatewayError,
+    KeyMissing,
+    KeyUnknown,
     LoadFailed,
+    ModelsForbidden,
     NoWorkerWanted,
+    OverLimit,
     PrimaryAway,
     QueueFull,
     QueueTimeout,
@@ -30,6 +35,7 @@ from gateway.errors import (
     error_headers,
     told,
 )
+from gateway.limits import Over
 
 LOST = "the worker was lost before it answered, and so were the others that were tried"
 TABLE: list[tuple[Fault, int, str, int | None]] = [
@@ -43,6 +49,13 @@ TABLE: list[tuple[Fault, int, str, int | None]] = [
     (PrimaryAway(), 503, "the primary ollama server is not ready", 2),
     (BodyTooLarge(1000), 413, "the request body is larger than 1000 bytes (MAX_BODY_BYTES)", None),
     (BodyTooSlow(), 408, "the request body comes too slowly, or not at all", None),
+    (KeyMissing(), 401, "an API key is needed (Authorization: Bearer KEY, or x-api-key: KEY)", None),
+    (KeyUnknown(), 401, "this API key is not known here, or was revoked", None),
+    (ModelsForbidden(), 403, "this API key may not change the model store", None),
+    (BadPriority(), 400, "X-Chimera-Priority must be a whole number, 0 to 9", None),
+    (OverLimit(Over("concurrency", 2, 1.0)), 429, "over this API key's limit of requests at the same time (2)", 1),
+    (OverLimit(Over("requests", 9, 6.1)), 429, "over this API key's limit of requests a minute (9)", 7),
+    (OverLimit(Over("tokens", 99, 0.01)), 429, "over this API key's limit of tokens a minute (99)", 1),
     (ConnectFailed(), 502, LOST, 1),
     (WorkerLost(), 502, LOST, 1),
     (WorkerRefused(), 502, LOST, 1),
@@ -59,6 +72,11 @@ def test_every_fault_has_its_sentence(fault: Fault, status: int, sentence: str, 
     assert (said.status, said.sentence, said.retry_after_s) == (status, sentence, retry_after_s)
     given = dict(error_headers(said)).get(b"retry-after")
     assert given == (None if retry_after_s is None else str(retry_after_s).encode())
+
+
+def test_only_an_answer_that_asks_for_a_key_says_how_to_send_one() -> None:
+    asking = {fault for fault, *_ in TABLE if dict(error_headers(told(fault))).get(b"www-authenticate")}
+    assert {type(fault) for fault in asking} == {KeyMissing, KeyUnknown}
 
 
 def test_the_table_above_leaves_no_fault_out() -> None:
@@ -83,19 +101,22 @@ def test_a_paths_dialect(path: str, dialect: Dialect) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "openai", "anthropic"),
+    ("status", "openai", "code", "anthropic"),
     [
-        (400, "invalid_request_error", "invalid_request_error"),
-        (413, "invalid_request_error", "request_too_large"),
-        (503, "api_error", "overloaded_error"),
-        (502, "api_error", "api_error"),
-        (504, "api_error", "api_error"),
+        (400, "invalid_request_error", None, "invalid_request_error"),
+        (401, "invalid_request_error", "invalid_api_key", "authentication_error"),
+        (403, "invalid_request_error", "insufficient_permissions", "permission_error"),
+        (413, "invalid_request_error", None, "request_too_large"),
+        (429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"),
+        (503, "api_error", None, "overloaded_error"),
+        (502, "api_error", None, "api_error"),
+        (504, "api_error", None, "api_error"),
     ],
 )
-def test_an_error_has_the_form_of_its_api(status: int, openai: str, anthropic: str) -> None:
+def test_an_error_has_the_form_of_its_api(status: int, openai: str, code: str | None, anthropic: str) -> None:
     assert json.loads(error_body(Dialect.OLLAMA, status, "so")) == {"error": "so"}
     assert json.loads(error_body(Dialect.OPENAI, status, "so")) == {
-        "error": {"message": "so", "type": openai, "param": None, "code": None}
+        "error": {"message": "so", "type": openai, "param": None, "code": code}
     }
     assert json.loads(error_body(Dialect.ANTHROPIC, status, "so")) == {
         "type": "error", "error": {"type": anthropic, "message": "so"},

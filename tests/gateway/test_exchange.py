@@ -762,3 +762,53 @@ async def test_the_tokens_are_those_of_the_last_word(hall: Hall) -> None:
     assert tried.first_byte_at is not None
     assert tried.last_byte_at is not None
     assert tried.began_at <= tried.sent_at <= tried.first_byte_at <= tried.last_byte_at <= (tried.ended_at or 0.0)
+
+
+# -- what an answer took ---------------------------------------------------------------------------------------------
+
+COUNTED = b'{"done":true,"prompt_eval_count":30,"eval_count":2}\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "tokens"),
+    [
+        (says(COUNTED), [32]),
+        (streams(LINE, LINE, COUNTED), [32]),
+        (starts(LINE, then=dies), [1]),
+        (says(b'{"error":"its own"}', status=400), [0]),
+    ],
+)
+async def test_whoever_wants_to_know_hears_once_how_many_tokens_an_answer_took(
+    hall: Hall, script: Behaviour, tokens: list[int]
+) -> None:
+    await hall.worker("a", script)
+    spent: list[int] = []
+    await hall.exchange.infer(request("/api/chat", spent=spent.append), ASK, BODY, RecordingReply())
+    assert spent == tokens
+
+
+async def test_a_stream_that_does_not_say_is_counted_by_its_parts(hall: Hall) -> None:
+    """As OpenAI's streams are unless they are asked for their usage: each part has a token or so."""
+    reply = RecordingReply()
+
+    async def rest(talk: Conversation) -> None:
+        await reply.first_write.wait()
+        await talk.chunk(LINE)
+        await talk.chunk(b"")
+
+    await hall.worker("a", starts(LINE, then=rest))
+    spent: list[int] = []
+    await hall.exchange.infer(request("/api/chat", spent=spent.append), ASK, BODY, reply)
+    assert spent == [2]
+
+
+async def test_a_client_that_leaves_before_the_count_is_counted_by_what_it_got(hall: Hall) -> None:
+    await hall.worker("a", starts(LINE, then=hangs))
+    spent: list[int] = []
+    reply = RecordingReply()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hall.exchange.infer, request("/api/chat", spent=spent.append), ASK, BODY, reply)
+        await reply.first_write.wait()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert spent == [1]

@@ -15,6 +15,7 @@ from gateway.ollama import (
     Kind,
     PullAsk,
     answerer,
+    changes_models,
     full_name,
     load_failed,
     read_ask,
@@ -25,6 +26,21 @@ from gateway.ollama import (
 
 JSON = "application/json"
 HOPELESS = Ask(Kind.HOPELESS, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "changes"),
+    [
+        ("POST", "/api/pull", True), ("POST", "/api/push", True), ("POST", "/api/create", True),
+        ("POST", "/api/copy", True), ("DELETE", "/api/delete", True), ("POST", "/api/blobs/sha256:1", True),
+        ("HEAD", "/api/blobs/sha256:1", False), ("POST", "/api/show", False), ("GET", "/api/tags", False),
+        ("OPTIONS", "/api/pull", False), ("POST", "/v1/messages/count_tokens", False), ("DELETE", "/v1/models/m", True),
+        ("POST", "/api/something/new", True), ("PUT", "/api/chat", True), ("POST", "/api/show/", True),
+        *((("POST", path, False)) for path in sorted(FORWARDED)),
+    ],
+)  # fmt: skip
+def test_what_may_change_the_model_store(method: str, path: str, changes: bool) -> None:
+    assert changes_models(method, path) is changes
 
 
 @pytest.mark.parametrize("path", sorted(FORWARDED))

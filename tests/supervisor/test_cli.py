@@ -65,7 +65,7 @@ class Answerer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(said)
 
-    do_GET = do_POST = answer  # noqa: N815 - http.server's names
+    do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

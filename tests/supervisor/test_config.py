@@ -78,6 +78,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("MAX_BODY_BYTES", "1.5GiB", 3 * 512 * 1024**2),
     ("DRAIN_TIMEOUT_S", "1", 1.0),
     ("STOP_TIMEOUT_S", "0.1", 0.1),
+    ("API_KEYS_REQUIRED", "True", True),
+    ("API_KEYS_REQUIRED", " off ", False),
     ("STATE_DIR", "/var/lib/chimera", Path("/var/lib/chimera")),
     ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
     ("LOG_LEVEL", " DEBUG ", "debug"),
@@ -131,6 +133,11 @@ BAD: list[tuple[str, str, str]] = [
     ("STOP_TIMEOUT_S", "ten", "valid number"),
     ("ADMIN_TOKEN", " padded", "must be printable ASCII characters, with no space at either end"),
     ("ADMIN_TOKEN", "pässwort", "must be printable ASCII characters, with no space at either end"),
+    ("API_KEYS_REQUIRED", "maybe", "must be a valid boolean"),
+    ("DATABASE_URL", "chimera.db", "must be sqlite:////ABSOLUTE/PATH or postgresql://USER:PASSWORD@HOST/NAME"),
+    ("DATABASE_URL", "sqlite:///chimera.db", "must be sqlite:////ABSOLUTE/PATH"),
+    ("DATABASE_URL", "mysql://u:p@h/d", "must be sqlite:////ABSOLUTE/PATH"),
+    ("DATABASE_URL", "sqlite:////a\nb", "must be sqlite:////ABSOLUTE/PATH"),
     ("STATE_DIR", "state", "'state' is not an absolute path"),
     ("STATE_DIR", "/a\0b", "has a NUL character"),
     ("LOG_DIR", "./logs", "is not an absolute path"),
@@ -158,7 +165,7 @@ def test_bad_values_are_refused_in_one_line_that_names_the_setting(name: str, te
 
 
 def test_the_tables_have_every_setting() -> None:
-    assert {name for name, _, _ in GOOD} == NAMES - {"ADMIN_TOKEN"}
+    assert {name for name, _, _ in GOOD} == NAMES - {"ADMIN_TOKEN", "DATABASE_URL"}  # secrets have tests of their own
     anything = {"OLLAMA_BIN", "REQUIRED_MODEL"}  # whether they are right shows when they are used
     assert {name for name, _, _ in BAD} == NAMES - anything
 
@@ -279,6 +286,28 @@ def test_a_token_is_what_a_header_can_carry(token: str) -> None:
     assert secret.get_secret_value() == token
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////srv/my keys.db",
+        f"postgres://me:{SECRET}@db/chimera",
+        f"postgresql://me:{SECRET}@db:5432/chimera?sslmode=require",
+        f"postgresql+psycopg://me:{SECRET}@[::1]/chimera",
+    ],
+)
+def test_a_database_is_sqlite_or_postgresql_and_hidden(url: str) -> None:
+    loaded = load(DATABASE_URL=url)
+    assert loaded.database_url is not None
+    assert loaded.database_url.get_secret_value() == url
+    assert effective(loaded)["DATABASE_URL"] == "(set, hidden)"
+    assert SECRET not in repr(loaded)
+
+
+def test_a_fault_of_a_databases_url_does_not_repeat_it() -> None:
+    for url in (f"mysql://me:{SECRET}@h/d", SECRET, f"postgresql:/me:{SECRET}@h/d", f"postgresql://me:{SECRET}\n@h"):
+        assert SECRET not in str(faults(DATABASE_URL=url))
+
+
 def test_a_secret_is_in_no_form_of_the_settings() -> None:
     assert SECRET not in repr(load(ADMIN_TOKEN=SECRET))
 
@@ -357,7 +386,7 @@ def test_the_example_as_it_is_sets_nothing() -> None:
 
 
 UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
-         "WORKER_MEMORY_LIMIT_BYTES", "OTEL_EXPORTER_OTLP_ENDPOINT",
+         "WORKER_MEMORY_LIMIT_BYTES", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT",
          "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}  # fmt: skip
 
 

@@ -140,3 +140,17 @@ def test_watching_ends_with_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
     show.watch(render)
     assert shown == 3
+
+
+KEY: Row = {
+    "id": "k1", "name": "laptop [/x]", "prefix": "chimera-AAEC", "concurrency": None, "requests_per_minute": 60,
+    "tokens_per_minute": 1000, "priority": 3, "models": True, "last_used_at": AT, "inflight": 2, "requests_left": 59,
+    "tokens_left": -12,
+}  # fmt: skip
+
+
+def test_keys_show_what_they_may_and_what_is_left_of_it() -> None:
+    _, row = printed(show.keys([KEY])).splitlines()
+    assert row.split()[:13] == ["k1", "laptop", "[/x]", "chimera-AAEC…", "2", "59", "left", "of", "60", "-12", "left",
+                                "of", "1000"]  # fmt: skip
+    assert row.split()[13:16] == ["3", "yes", "2001-02-03"]
