@@ -100,6 +100,10 @@ class Dispatcher:
             return self.release(ticket.lease)
         if ticket.waiting:
             self._line.remove(ticket)
+            if not ticket.excluded:  # else its turn has come once
+                self._turns.refused(ticket.caller)
+            if not self._line:
+                self._turns.nobody_waits()
         return []
 
     def release(self, lease: Lease) -> list[Ticket]:

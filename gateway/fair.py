@@ -22,9 +22,11 @@ class Turns:
         return turn
 
     def refused(self, caller: str) -> None:
-        """The ticket that came last found no place in the queue: its turn was none."""
+        """A ticket found no place in the queue, or left it: its turn was none, and those to come stand one earlier."""
         if caller in self._next:
             self._next[caller] -= 1.0
+            if self._next[caller] <= self._served:  # as anybody's who comes new
+                del self._next[caller]
 
     def served(self, turn: float, *, waiting: bool) -> None:
         """A ticket has got its slot when it was its turn; `waiting` says whether others still wait.

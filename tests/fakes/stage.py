@@ -240,6 +240,7 @@ class Stage:
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
             assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
+            assert admission.dispatcher._turns._next == {}, "nobody waits, and somebody is remembered"
             kept = [one for caches in admission.dispatcher._affinity._by_life.values() for one in caches]
             assert not any(one.busy for one in kept)
             await (

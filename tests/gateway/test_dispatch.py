@@ -515,6 +515,26 @@ def test_one_callers_many_do_not_delay_anothers_one() -> None:
     assert modest in first or (first[0].lease is not None and modest in dispatcher.release(first[0].lease))
 
 
+def test_requests_that_were_given_up_cost_their_caller_no_turn() -> None:
+    desk = dispatcher(queue_size=1000)
+    ready(desk, "a")
+    arrived(desk)
+    given_up = [Ticket("m", "leaves") for _ in range(200)]
+    for ticket in given_up:
+        desk.arrive(ticket)
+    others = [Ticket("m", "stays") for _ in range(100)]
+    for ticket in others:
+        desk.arrive(ticket)
+    for ticket in given_up:
+        desk.cancel(ticket)
+    back = Ticket("m", "leaves")
+    desk.arrive(back)
+    assert desk.position(back) <= 2
+    for ticket in (*others, back):
+        desk.cancel(ticket)
+    assert desk._turns._next == {}
+
+
 def test_ten_equal_callers_get_equal_shares() -> None:
     dispatcher = Dispatcher(10_000, lambda: 0.5)
     dispatcher.worker_ready("w", 1, 4, frozenset())

@@ -37,6 +37,15 @@ def test_a_refused_ticket_costs_its_caller_no_turn() -> None:
     assert turns.turn_of("a") == first + 1
 
 
+def test_whoever_leaves_the_queue_is_remembered_no_longer() -> None:
+    turns = Turns()
+    turns.turn_of("somebody else")
+    for caller in ("a", "b", "a"):
+        turns.turn_of(caller)
+        turns.refused(caller)
+    assert set(turns._next) == {"somebody else"}
+
+
 def test_nothing_is_remembered_when_nobody_waits() -> None:
     turns = Turns()
     turns.served(turns.turn_of("a"), waiting=False)
