@@ -65,7 +65,7 @@ class Bucket:
             self._taken += amount
 
     def change(self, per_minute: int | None, now: float) -> None:
-        """Set another allowance. More can be used at once; with less, what was overdrawn is filled up as soon as before."""
+        """Set another allowance. More can be used at once; with less, what was overdrawn fills up as soon as before."""
         self._fill(now)
         if per_minute is None or self.per_minute is None:
             self._taken = 0.0

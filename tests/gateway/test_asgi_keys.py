@@ -18,7 +18,7 @@ from tests.fakes.worker_server import Conversation, says, streams
 from tests.gateway.test_keyring import FakeStore
 
 CHAT = b'{"model":"m","messages":[{}]}'
-LINE = b'{"response":"a"}\n'
+LINE = b'{"response":"a","done":true}\n'
 COUNTED = b'{"done":true,"prompt_eval_count":30,"eval_count":2}'
 NEEDED = "an API key is needed (Authorization: Bearer KEY, or x-api-key: KEY)"
 UNKNOWN = "this API key is not known here, or was revoked"

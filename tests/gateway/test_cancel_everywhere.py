@@ -491,10 +491,13 @@ async def test_cut_off_at_any_wait_a_request_leaves_nothing_behind(name: str, wa
 # Modules whose waits are not a request's.
 ELSEWHERE = {
     "admin": "the operator's requests; they take no slot",
+    "admin_keys": "the operator's requests; they take no slot",
     "answering": "a connection's; they end with it: tests/gateway/test_answering.py",
     "app": "health and metrics",
     "connections": "the shutdown's",
     "door": "connections, before and after their requests: tests/gateway/test_door.py",
+    "key_store": "the operator's changes, and one task that writes when keys were used",
+    "keyring": "the operator's changes, and one task that writes when keys were used",
     "outgoing": "a connection's; they end with it: tests/gateway/test_outgoing.py",
     "stream": "a connection's; they end with it: tests/gateway/test_stream.py",
     "tracing": "the shutdown's; spans are made in one step and sent by a thread",
