@@ -8,14 +8,16 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Moment(TypeDecorator[datetime]):
-    """A moment in UTC. SQLite forgets the zone: it is put back."""
+    """A moment in UTC. SQLite forgets the zone, PostgreSQL tells its own: it comes back in UTC from both."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return what was stored, with its zone."""
-        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+        """Return what was stored, in UTC."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 # Names that each database would otherwise make up in its own way, and that a later migration has to name.

@@ -106,8 +106,8 @@ def gpus(answer: Row) -> RenderableType:
 def keys(rows: list[Row]) -> RenderableType:
     """Return the table of API keys: what each may, and what of it is in use."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("key", "name", "begins", "at once", "requests/min", "tokens/min", "priority", "models", "last used"):
-        table.add_column(name)
+    for name in ("key", "name", "begins", "at once", "requests left", "tokens left", "priority", "models", "used"):
+        table.add_column(name, no_wrap=name not in ("name", "used"))
     for row in rows:
         at_once = f"{row['inflight']}" + (f" of {row['concurrency']}" if row["concurrency"] else "")
         table.add_row(
@@ -121,7 +121,7 @@ def keys(rows: list[Row]) -> RenderableType:
 
 
 def _left(left: int | None, limit: int | None) -> str:
-    return "any" if limit is None else f"{left} left of {limit}"
+    return "any" if limit is None else f"{left} of {limit}"
 
 
 def event(row: Row) -> str:

@@ -41,7 +41,7 @@ def test_keys_are_a_table_or_json(asks: Chimera, gateway: Gateway) -> None:
     gateway.says("GET /admin/keys", {"keys": [ROW], "required": True})
     head, row = asks("keys", COLUMNS="200").stdout.splitlines()
     assert head.split()[:3] == ["key", "name", "begins"]
-    assert row.split() == ["k1", "laptop", "chimera-AAEC…", "1", "of", "4", "59", "left", "of", "60", "any", "0",
+    assert row.split() == ["k1", "laptop", "chimera-AAEC…", "1", "of", "4", "59", "of", "60", "any", "0",
                            "no", "never"]  # fmt: skip
     assert '"requests_left": 59' in asks("keys", "--json").stdout
 
