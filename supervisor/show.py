@@ -107,7 +107,7 @@ def keys(rows: list[Row]) -> RenderableType:
     """Return the table of API keys: what each may, and what of it is in use."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("key", "name", "begins", "at once", "requests left", "tokens left", "priority", "models", "used"):
-        table.add_column(name, no_wrap=name not in ("name", "used"))
+        table.add_column(name, no_wrap=name in ("key", "begins"))
     for row in rows:
         at_once = f"{row['inflight']}" + (f" of {row['concurrency']}" if row["concurrency"] else "")
         table.add_row(
