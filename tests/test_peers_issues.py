@@ -32,6 +32,7 @@ from supervisor.standing import Goal
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import Hall
 from tests.fakes.house import fake_house, until
+from tests.fakes.stage import SECRET, a_keyring
 from tests.fakes.worker_server import says
 
 ROOT = Path(__file__).parents[1]
@@ -144,8 +145,9 @@ async def _no_pages(scope: Message, receive: object, send: object) -> None:
 
 
 async def _ask_often(hall: Hall, times: int) -> None:
-    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, _no_pages, max_body_bytes=1000)
-    headers = [("content-length", str(len(CHAT))), ("authorization", "Bearer sk-a-key-of-a-caller")]
+    keyring = a_keyring(SECRET)  # without a store: to ask it would be a refusal
+    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, _no_pages, max_body_bytes=1000, keyring=keyring)
+    headers = [("content-length", str(len(CHAT))), ("authorization", f"Bearer {SECRET}")]
     for _ in range(times):
         client = await AsgiClient(front, "POST", "/api/chat", headers).ask(CHAT)
         assert client.status == 200

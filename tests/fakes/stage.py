@@ -5,6 +5,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar
@@ -23,6 +24,9 @@ from gateway.admission import Waiting
 from gateway.asgi import Front
 from gateway.errors import GatewayError, dialect_of
 from gateway.exchange import Request, answer_error
+from gateway.keyring import Keyring
+from gateway.keys import Key, digest_of
+from gateway.limits import Limits
 from gateway.ollama import Ask, Kind
 from gateway.pulls import Pulls
 from tests.fakes.asgi import AsgiClient, Message
@@ -66,6 +70,16 @@ async def _no_pages(scope: Message, receive: object, send: object) -> None:
     raise AssertionError(f"a page was asked for: {scope['path']}")
 
 
+SECRET = "chimera-" + "s" * 43
+
+
+def a_keyring(secret: str) -> Keyring:
+    """A keyring that asks for keys, and has one that may do everything."""
+    made_at = datetime(2026, 1, 1, tzinfo=UTC)
+    key = Key("k1", "stage", secret[:12], Limits(concurrency=100), 9, True, made_at, digest_of(secret.encode()))
+    return Keyring(required=True, keys=[key])
+
+
 class Stage:
     """A gateway with its workers, and the request that a scenario gives it: an ordinary chat, until it says otherwise.
 
@@ -81,7 +95,8 @@ class Stage:
         self.closing = closing
         self.servers: list[WorkerServer] = []
         self.method, self.target, self.body = "POST", "/api/chat", CHAT
-        self.headers = [("content-type", "application/json")]
+        self.headers = [("content-type", "application/json"), ("authorization", f"Bearer {SECRET}")]
+        self.keyring = a_keyring(SECRET)
         self.chunked = False
         self.max_body_bytes = MAX_BODY_BYTES
         self.status, self.whole = 200, True
@@ -155,8 +170,9 @@ class Stage:
         self.hall.exchange._notes = self
         self.pulls = Pulls(self.hall.exchange)
         self.front = Front(
-            self.hall.exchange, self.pulls, self.hall.metrics, _no_pages, max_body_bytes=self.max_body_bytes
-        )
+            self.hall.exchange, self.pulls, self.hall.metrics, _no_pages, max_body_bytes=self.max_body_bytes,
+            keyring=self.keyring,
+        )  # fmt: skip
         await self.nursery.start(self.pulls.run)
         for what in self._others:
             ended = trio.Event()
@@ -239,6 +255,7 @@ class Stage:
             assert (repr(admission), admission._tickets, self.pulls._pulls) == (NOTHING_LEFT, set(), {})
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
+            assert self.keyring.row("k1")["inflight"] == 0
             assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
             assert admission.dispatcher._turns._next == {}, "nobody waits, and somebody is remembered"
             kept = [one for caches in admission.dispatcher._affinity._by_life.values() for one in caches]
