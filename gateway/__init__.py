@@ -20,6 +20,8 @@ What is told of a request: `phases` are noted while it runs; when it has ended `
 `labels` stay few, with `fleet_metrics` for workers and GPUs), its `access` line and, where asked for, its spans
 (`tracing`, with `traceparent`). `ending` says whether a stream came to its end.
 
+`openapi` tells all of it to programs, at GET /openapi.json; a new route needs its row there, a test says which.
+
 The gateway never imports the supervisor. What it needs of it is `admin.FleetAdmin`; what the supervisor tells it
 arrives at `admission.Admission`. `supervisor/__main__.py` introduces the two.
 """

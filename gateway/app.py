@@ -1,4 +1,4 @@
-"""The Quart-Trio application: admin, health, metrics; and the words for what it does not have."""
+"""The Quart-Trio application: admin, health, metrics, its own description; and the words for what it does not have."""
 
 import logging
 
@@ -11,13 +11,14 @@ from gateway.admin_keys import make_key_pages
 from gateway.admission import Admission
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
+from gateway.openapi import document
 
 
 def make_app(
     fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None
 ) -> QuartTrio:
     """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
-    app = QuartTrio(__name__)
+    app = QuartTrio(__name__, static_folder=None)  # else it has a route for files, of which there are none
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
     logging.getLogger(__name__).setLevel(logging.WARNING)
     admin = make_admin(fleet, admission, admin_token)
@@ -38,6 +39,10 @@ def make_app(
         queue = admission.queue()
         text = metrics.render(queue["depth"], fleet.instances(), fleet.gpus()["gpus"], queue_bytes=queue["bytes"])
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return answered(document())
 
     @app.errorhandler(HTTPException)
     async def refused(error: HTTPException) -> Response:

@@ -28,6 +28,10 @@ PURE = {
     "gateway": {
         "errors",
         "ollama",
+        "openapi",
+        "openapi_admin",
+        "openapi_ollama",
+        "openapi_schemas",
         "dispatch",
         "affinity",
         "breaker",
