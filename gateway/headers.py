@@ -53,9 +53,14 @@ def request_headers(headers: Headers, *, port: int, request_id: str, framing: He
 
 
 def response_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return what a client gets of a worker's headers, with lower-case names; the length stays as it is."""
+    """Return what a client gets of a worker's headers, with lower-case names; the length stays as it is.
+
+    A length beside a transfer encoding is nobody's (RFC 9112, 6.3): the body was not framed by it.
+    """
     given = [(name.lower(), value) for name, value in headers]
     dropped = HOP_BY_HOP | _named_by_connection(given) | {b"date"}  # the date is set where the answer is sent
+    if value_of(given, b"transfer-encoding") is not None:
+        dropped |= {b"content-length"}
     return [(name, value) for name, value in given if name not in dropped]
 
 
