@@ -230,7 +230,7 @@ def _read(line: str) -> tuple[dict[str, object], str | None]:
     """Return a line's JSON object, and what is wrong: Ollama's own error, or that the line is none of Ollama's."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         return {}, f"the primary said {line[:80]!r}"

@@ -55,6 +55,14 @@ async def kept(
     await prober.aclose()
 
 
+@pytest.mark.parametrize("line", ["", "[]", "nothing", "9" * 5000, "[" * 5000, '{"a":' * 5000, "\ud800"])
+def test_a_line_that_is_none_of_ollamas_is_said_to_be_one(line: str) -> None:
+    fields, fault = store._read(line)
+    assert fields == {}
+    assert fault is not None
+    assert fault.startswith("the primary said")
+
+
 @pytest.mark.parametrize(
     ("model", "full"),
     [
