@@ -12,6 +12,9 @@ from supervisor.house import WorkerSpec
 
 log = structlog.get_logger("wanted")
 
+# What a file of ours may be that a fault of the disk, or somebody, has changed.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError)
+
 
 class _Saved(msgspec.Struct):
     """The file's form. `workers_setting` is WORKERS as it was then: a changed setting is a newer wish."""
@@ -37,7 +40,7 @@ class WantedFile:
             saved = msgspec.json.decode(self._path.read_bytes(), type=_Saved)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, OSError) as error:
+        except _UNREADABLE as error:
             aside = self._path.with_name(f"fleet.json.unreadable-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
             self._path.replace(aside)
             log.warning("the saved fleet cannot be read; starting from WORKERS", cause=str(error), kept_as=str(aside))
@@ -64,7 +67,7 @@ class QuarantineFile:
             return frozenset(msgspec.json.decode(self._path.read_bytes(), type=list[str]))
         except FileNotFoundError:
             return frozenset()
-        except (msgspec.DecodeError, OSError) as error:
+        except _UNREADABLE as error:
             log.warning("the operator's quarantines cannot be read", path=str(self._path), cause=str(error))
             return frozenset()
 

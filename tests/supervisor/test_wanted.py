@@ -46,6 +46,8 @@ BROKEN = [
     b"{",
     b"\xff\xfe",
     b"[]",
+    b'{"a":[' * 5000,
+    b'{"workers_setting": "\xff\xfe", "next_number": 1, "workers": []}',
     b'{"workers_setting": "auto", "next_number": 1}',
     b'{"workers_setting": "auto", "next_number": "x", "workers": []}',
     b'{"workers_setting": "auto", "next_number": 1, "workers": [{"id": "w1"}]}',
