@@ -119,9 +119,10 @@ def _mounted_at(mountinfo: str, inside: str) -> Path | None:
     """
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        if not after.startswith("cgroup2 "):
+        fields = before.split()
+        if not after.startswith("cgroup2 ") or len(fields) < 5:
             continue
-        part, mount = before.split()[3:5]
+        part, mount = fields[3:5]
         if part == "/" or inside == part or inside.startswith(f"{part}/"):
             return Path(_unescaped(mount)) / inside.removeprefix(part.rstrip("/")).lstrip("/")
     return None

@@ -92,6 +92,7 @@ def _owned(status: os.stat_result, uid: int) -> os.stat_result:
         ("42 27 0:39 / /odd\\040place rw - cgroup2 cgroup2 rw", "/a", "/odd place/a"),
         ("42 27 0:39 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/a/b", "/sys/fs/cgroup/b"),
         ("42 27 0:39 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/ab", None),  # it is not in what is mounted
+        (" - cgroup2 cgroup2 rw", "/a", None),  # a line without its fields
         ("42 27 0:39 / /sys/fs/cgroup rw - cgroup cgroup rw,memory", "/a", None),
         ("", "/a", None),
     ],
