@@ -34,9 +34,13 @@ def merged_ps(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
                 continue
             row["workers"].append(worker_id)
             for key in ("size", "size_vram"):
-                row[key] = (row.get(key) or 0) + (model.get(key) or 0)
+                row[key] = _number(row.get(key)) + _number(model.get(key))
             row["expires_at"] = max(str(row.get("expires_at", "")), str(model.get("expires_at", "")))
     return {"models": list(rows.values())}
+
+
+def _number(value: object) -> int | float:
+    return value if isinstance(value, int | float) else 0
 
 
 def models_of(body: bytes) -> list[dict[str, Any]] | None:

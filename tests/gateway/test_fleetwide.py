@@ -60,6 +60,12 @@ def test_no_worker_means_no_models() -> None:
     assert merged_ps({}) == {"models": []}
 
 
+def test_a_size_that_is_no_number_counts_as_none() -> None:
+    """A worker that says nonsense must not cost the others' rows, nor the answer."""
+    merged = merged_ps({"a": [model("m")], "b": [model("m", size="x", size_vram={})], "c": [model("m", size=[1])]})
+    assert (merged["models"][0]["size"], merged["models"][0]["workers"]) == (10, ["a", "b", "c"])
+
+
 @pytest.mark.parametrize(
     ("body", "models"),
     [
