@@ -6,6 +6,7 @@ taken out, so that every model has what its Modelfile and OLLAMA_CONTEXT_LENGTH 
 """
 
 import msgspec
+from msgspec.structs import asdict
 
 # Ollama's `Runner` options (api/types.go); all others hold for one request alone.
 LOAD_OPTIONS = frozenset(
@@ -17,13 +18,24 @@ LOAD_OPTIONS = frozenset(
 
 _Object = dict[str, msgspec.Raw]
 _object = msgspec.json.Decoder(_Object)
+# Whatever else stands beside them is passed over unbuilt, a million of other names too.
+_NONE = msgspec.Raw(b"null")
+_known = msgspec.json.Decoder(
+    msgspec.defstruct("_Known", [(name, msgspec.Raw, _NONE) for name in sorted(LOAD_OPTIONS)])
+)
+
+
+_NOT_READ = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def load_options_of(options: bytes) -> str:
     """Return the load options in a request's `options` (JSON) in one form: `num_ctx=8192 num_gpu=99`; "" for none."""
     if not options or options == b"null":  # nearly always
         return ""
-    found = {name: bytes(value) for name, value in _read(options).items() if name in LOAD_OPTIONS}
+    try:
+        found = {name: bytes(value) for name, value in asdict(_known.decode(options)).items()}
+    except _NOT_READ:
+        return ""
     given = sorted((name, value) for name, value in found.items() if value != b"null")
     return " ".join(f"{name}={value[:32].decode('utf-8', 'replace')}" for name, value in given)
 
@@ -46,5 +58,5 @@ def without_load_options(body: bytes) -> bytes:
 def _read(text: bytes) -> _Object:
     try:
         return _object.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _NOT_READ:
         return {}

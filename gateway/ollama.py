@@ -82,10 +82,10 @@ _NOTHING = msgspec.Raw(b"")
 class _Body(msgspec.Struct):
     """The fields that matter here; whatever else there is, images of megabytes too, is passed over unbuilt."""
 
-    model: Any = None
-    prompt: Any = None
+    model: str | None = None
+    prompt: str | None = None
     messages: msgspec.Raw = _NOTHING
-    keep_alive: Any = None
+    keep_alive: str | float | bool | None = None
     system: msgspec.Raw = _NOTHING
     context: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
@@ -94,6 +94,10 @@ class _Body(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Body)
 
+# A larger body is not read as Go would, which builds all of it: a megabyte of `0,0,0,…` takes 0.1 s and 30 MB, and for
+# so long nobody else is served. One that only Go can read is answered all the same, by any worker; so large a load too.
+LENIENT_BYTES = 256 * 1024
+
 
 def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     """Return what a body asks for. Never raises: what cannot be read is forwarded or refused by Ollama."""
@@ -101,14 +105,15 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
         return Ask(Kind.INFERENCE, None)
     try:
         fields = _quick(body)
-        if fields is None or not fields.model or _kind(path, fields) is not Kind.INFERENCE:
+        large = len(body) > LENIENT_BYTES
+        if not large and (fields is None or not fields.model or _kind(path, fields) is not Kind.INFERENCE):
             # Go matches names of any case: `Model` is a model too, and what looks like a load may have a `Prompt`
             fields = _lenient(body)
     except RecursionError:
         return Ask(Kind.INFERENCE, None)
     if fields is None or not isinstance(fields.model, str) or not fields.model:
-        return Ask(Kind.HOPELESS, None)
-    kind = _kind(path, fields)
+        return Ask(Kind.INFERENCE if large else Kind.HOPELESS, None)
+    kind = Kind.INFERENCE if large else _kind(path, fields)
     prefix = _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX
     return Ask(kind, fields.model, prefix, load_options_of(bytes(fields.options)) if path.startswith("/api/") else "")
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway import ollama
 from gateway.affinity import NO_PREFIX
 from gateway.ollama import (
     FORWARDED,
+    LENIENT_BYTES,
     Answerer,
     Ask,
     Kind,
@@ -138,6 +140,30 @@ def test_a_body_is_read_as_ollama_reads_it(path: str, body: bytes, asks: Ask) ->
 )  # fmt: skip
 def test_a_body_that_no_server_could_use_is_hopeless(body: bytes) -> None:
     assert read_ask("/api/chat", JSON, body) == HOPELESS
+
+
+LARGE = b'"x":[' + b"0," * LENIENT_BYTES + b"0]"
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model":"m","messages":[{}],' + LARGE + b"}", "m"),
+        (b"{" + LARGE + b',"model":"m","messages":[{}]}', "m"),
+        (b'{"model":"m",' + LARGE + b"}", "m"),  # a load, or messages under a name that only Go knows
+        (b'{"Model":"m","messages":[{}],' + LARGE + b"}", None),
+        (b'{"model":["m"],"messages":[{}],' + LARGE + b"}", None),
+        (b'{"model":"m","prompt":[' + b"0," * LENIENT_BYTES + b"0]}", None),
+        (LARGE, None),
+    ],
+    ids=range(7),
+)
+def test_a_large_body_is_never_built(body: bytes, model: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 MiB of it took 38 s, in which nobody else was served, and 7 GB of memory."""
+    monkeypatch.delattr(ollama, "_lenient")
+    for path in ("/api/chat", "/api/generate"):
+        ask = read_ask(path, JSON, body)
+        assert (ask.kind, ask.model) == (Kind.INFERENCE, model)
 
 
 def test_a_form_goes_to_any_worker() -> None:
