@@ -130,7 +130,8 @@ async def run_gateway(
         try:
             wrapped = ASGIWrapper(cast("Any", answering(app, stream)))
             server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
-            await server.run()
+            with stream.serving:
+                await server.run()
             await stream.aclose()
             await stream.ended.wait()
         except Exception as error:

@@ -53,6 +53,9 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self.place = place
         self.calls: set[Call] = set()
         self.ended = trio.Event()
+        # Around Hypercorn's part: it would keep a connection that its client has closed until its idle time is over.
+        self.serving = trio.CancelScope()
+        self._no_more = False  # will come from the client
         self._connections = connections
         self._nursery = nursery
         self._outgoing = Outgoing(sock, connections, nursery, stall_timeout_s, self.changed)
@@ -82,6 +85,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
 
     def changed(self) -> None:
         """One of the calls, or what is unread, has changed."""
+        if self._no_more and not self.calls:
+            self.serving.cancel()
         if self._outgoing.broken and not self.ended.is_set():
             self.cut()
         self._connections.changed(self)
@@ -105,18 +110,23 @@ class GuardedStream(trio.abc.HalfCloseableStream):
             while True:
                 data = await self._receive(max_bytes or _READ_BYTES)
                 if data == b"":
-                    return b""
+                    return self._over()
                 handed_on = self._framing.feed(data or b"")
                 self._choose_deadline()
                 if handed_on:
                     return handed_on
                 if data is None and trio.current_time() >= self._deadline:
                     if not self._head_begun:
-                        return b""
+                        return self._over()
                     raise Refused(408, f"the head of the request was not complete within {self._head_timeout_s:g} s")
         except Refused as refused:
             self._refuse(refused)
             raise trio.BrokenResourceError("the request was refused") from refused
+
+    def _over(self) -> bytes:
+        self._no_more = True
+        self.changed()
+        return b""
 
     async def _receive(self, max_bytes: int) -> bytes | None:
         """Return what has come, b"" for the end, None when it is time to look up."""

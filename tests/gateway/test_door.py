@@ -169,6 +169,25 @@ async def test_an_end_that_takes_too_long_closes_the_connection(
 # -- clients that leave, clients that do not read ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["closed", "no more sent"])
+async def test_a_client_that_leaves_after_its_answer_leaves_no_connection(house: House, how: str) -> None:
+    """Each held a descriptor for more than a minute: a gateway with busy short-lived clients ran out of them."""
+    clients = [await house.client() for _ in range(3)]
+    for client in clients:
+        await client.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.until(b"ok")
+    await wait_all_tasks_blocked()
+    for client in clients:
+        if how == "closed":
+            await client.stream.aclose()
+        else:
+            await client.stream.send_eof()
+            await client.until_closed()
+    with trio.fail_after(TOO_LONG_S):
+        while house.door.connections:
+            await trio.sleep(0.005)
+
+
 @pytest.mark.parametrize("before", ["the first byte", "the last byte"])
 async def test_a_client_that_leaves_frees_its_worker(house: House, before: str) -> None:
     server = await house.hall.worker("a", hangs if before == "the first byte" else starts(LINE, then=hangs))
