@@ -26,6 +26,32 @@ Every forwarded answer says its way in `X-Request-Id`, `X-Chimera-Worker`, `X-Ch
 """
 
 
+# What may befall any request before anybody looks at its path: gateway.head, gateway.framing, gateway.connections.
+AT_THE_DOOR = {
+    "400": "it is not HTTP as RFC 9112 has it, or may be read in two ways",
+    "408": "its head did not come in time",
+    "414": "its first line is too long",
+    "431": "its head is too long",
+    "501": "it has a transfer encoding that is not known here",
+    "503": "there are as many connections as there may be; the body says so",
+    "505": "it is of another version of HTTP",
+}
+
+
+def _with_the_doors_answers(paths: dict[str, Any]) -> dict[str, Any]:
+    door = {
+        status: {"description": said, "content": {"application/json": {"schema": {"type": "object"}}}}
+        for status, said in AT_THE_DOOR.items()
+    }
+    return {
+        path: {
+            key: {**part, "responses": {**door, **part["responses"]}} if isinstance(part, dict) else part
+            for key, part in item.items()
+        }
+        for path, item in paths.items()
+    }
+
+
 def document() -> dict[str, Any]:
     """Return the document (OpenAPI 3.1.0). A new one at each call; made of JSON values alone."""
     return {
@@ -39,7 +65,7 @@ def document() -> dict[str, Any]:
             {"name": "admin", "description": "what the operator sees and changes"},
             {"name": "health", "description": "for those who watch Chimera"},
         ],
-        "paths": {**OLLAMA_PATHS, **OWN_PATHS},
+        "paths": _with_the_doors_answers({**OLLAMA_PATHS, **OWN_PATHS}),
         "components": {
             "schemas": SCHEMAS,
             "securitySchemes": {

@@ -6,7 +6,7 @@ routes of gateway/admin.py do, in their order.
 
 from typing import Any, Final
 
-from gateway.openapi_schemas import COUNT, NUMBER, STRING, about, listed, ref, shape
+from gateway.openapi_schemas import COUNT, NUMBER, STRING, TRUTH, about, listed, ref, shape
 
 Json = dict[str, Any]
 
@@ -21,6 +21,7 @@ _REFUSALS: Final = {
     404: "there is no such worker or GPU",
     405: "the path has no such method",
     409: "no room, or not while it is as it is",
+    503: "the database does not answer; nothing was changed",
     413: "the body is larger than 1 MiB",
 }
 
@@ -61,6 +62,7 @@ def in_path(name: str, about_it: str, schema: Json = STRING) -> Json:
 
 _WORKER = in_path("worker_id", "a worker's id; where nothing is changed `primary` too")
 _GPU = in_path("gpu", "a GPU's index or UUID")
+_KEY = in_path("key_id", "an API key's id")
 _VERB = in_path("verb", "what it is to do", {"type": "string", "enum": ["drain", "cordon", "uncordon", "restart"]})
 _FOLLOW = query("follow", "1: go on with what comes, until the client leaves", STRING)
 _LINES = query("n", "how many of the last lines", {"type": "integer", "minimum": 0, "maximum": 100_000, "default": 200})
@@ -73,6 +75,7 @@ _ONE = {"anyOf": [ref("Instance"), ref("Primary")]}
 _GPUS = shape("", gpus=listed(ref("Gpu")), driver_version={"type": ["string", "null"]}, fault=about(
     "why there are none", {"type": ["string", "null"]}))  # fmt: skip
 _ONE_GPU = answers("the GPU", ref("Gpu"), status=202, refused=(404,))
+_KEYS = shape("`required`: whether API_KEYS_REQUIRED", keys=listed(ref("Key")), required=TRUTH)
 _QUEUE = shape("", queue=ref("Queue"), tickets=listed(ref("Ticket")))
 
 
@@ -124,6 +127,23 @@ OWN_PATHS: Final[Json] = {
             "readLog", "A worker's log", answers("its lines", _TEXT, kind=TEXT, refused=(400, 404)),
             query=(_LINES, _FOLLOW),
         ),
+    },
+    "/admin/keys": {
+        "get": admin("listKeys", "The API keys", answers("the keys", _KEYS)),
+        "post": admin(
+            "createKey", "Make an API key; it is shown this once", answers("the key", ref("NewKey"), status=201,
+                                                                           refused=(400, 413, 503)), body="KeyFields",
+        ),
+    },
+    "/admin/keys/{key_id}": {
+        "parameters": [_KEY],
+        "get": admin("showKey", "One API key", answers("the key", ref("Key"), refused=(404,))),
+        "patch": admin(
+            "changeKey", "Change an API key; what is not named stays",
+            answers("the key", ref("Key"), refused=(400, 404, 413, 503)), body="KeyFields",
+        ),
+        "delete": admin("revokeKey", "Let an API key count no more", answers("which", shape("", revoked=STRING),
+                                                                             refused=(404, 503))),
     },
     "/admin/gpus": {
         "get": admin("listGpus", "The GPUs", answers("the GPUs", _GPUS)),

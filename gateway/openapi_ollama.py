@@ -29,16 +29,18 @@ _TEXTS = {"anyOf": [STRING, listed(STRING)]}
 
 # What Chimera or Ollama may refuse with, and what each means.
 _SAID: Final[dict[int, str]] = {
-    400: "Ollama cannot make sense of it, or its length is said in two ways",
-    401: "API keys are required, and this is none",
-    403: "Ollama does not allow it",
+    400: "Ollama cannot make sense of it, or the gateway cannot: its framing, a header of its own",
+    401: "API keys are required, and this is none that counts",
+    403: "this key may not change the model store",
     404: "no such model",
     405: "the path has no such method",
+    408: "the body comes too slowly, or not at all",
     409: "not while it is as it is",
     413: "the body is larger than MAX_BODY_BYTES",
     429: "more than this key may ask for",
     500: "Ollama failed: its own answer, which says so in X-Chimera-Worker",
     502: "the worker was lost, and so were others that were tried",
+    501: "a transfer encoding that the gateway does not know",
     503: "the queue is full, no worker is there in time, or Chimera is going down; Retry-After says when to try again",
     504: "the worker fell silent",
 }

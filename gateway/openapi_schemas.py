@@ -79,6 +79,19 @@ _WORKER: Json = {
     "gpu_memory_bytes": or_null(COUNT),
 }
 
+_LIMIT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": 2_000_000_000}
+_KEY: Json = {
+    "name": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": "^[A-Za-z0-9_-]+( [A-Za-z0-9_-]+)*$"},
+    "concurrency": about("how many of its requests may be here at once; null: no limit", _LIMIT),
+    "requests_per_minute": about("null: no limit", _LIMIT),
+    "tokens_per_minute": about("null: no limit", _LIMIT),
+    "priority": about("the highest that it may ask for", {"type": "integer", "minimum": 0, "maximum": 9}),
+    "models": about("whether it may change the model store", TRUTH),
+}
+_KNOWN_KEY: Json = {
+    **_KEY, "name": STRING, "id": STRING, "prefix": STRING, "created_at": MOMENT, "last_used_at": or_null(MOMENT),
+}  # fmt: skip
+
 SCHEMAS: Final[Json] = {
     "Error": shape("an error in Ollama's form", error=STRING),
     "OpenAIError": shape(
@@ -120,6 +133,9 @@ SCHEMAS: Final[Json] = {
             "wait": about("answer when the workers are ready or have failed", TRUTH | {"default": False}),
         },
     },
+    "Key": shape("an API key, without itself", **_KNOWN_KEY),
+    "NewKey": shape("an API key, with itself", **_KNOWN_KEY, key=STRING),
+    "KeyFields": {"type": "object", "additionalProperties": False, "properties": _KEY},
     "Prune": {
         "type": "object",
         "description": "which workers: those that every given condition names, all of them where none is given",

@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.errors import (
-    AmbiguousLength,
     BodyTooLarge,
+    BodyTooSlow,
     ConnectFailed,
     Fault,
     FirstByteTimeout,
@@ -19,7 +19,7 @@ from gateway.ollama import FORWARDED
 from gateway.openapi_ollama import OLLAMA_PATHS
 
 FAULTS: list[Fault] = [
-    QueueFull(), NoWorkerWanted(), ShuttingDown(), PrimaryAway(), BodyTooLarge(1), AmbiguousLength(), ConnectFailed(),
+    QueueFull(), NoWorkerWanted(), ShuttingDown(), PrimaryAway(), BodyTooLarge(1), BodyTooSlow(), ConnectFailed(),
     FirstByteTimeout(1.0), Stalled(1.0),
 ]  # fmt: skip
 
