@@ -11,10 +11,10 @@ import trio
 
 from gateway.admission import Notice
 from gateway.book import Book
-from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, dialect_of
+from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, Unsendable, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
-from gateway.headers import Headers, framing_of, request_id_of, value_of
+from gateway.headers import Headers, framing_of, request_id_of, sendable, value_of
 from gateway.keyring import Keyring
 from gateway.labels import route_label
 from gateway.load_options import names_of, without_load_options
@@ -196,13 +196,18 @@ class Front:
         reply = AsgiReply(send, body)
         try:
             with self._book.following(request, route_label(who, request.path), body, reply):
-                await self._carry_out(who, request, body, reply)
+                await self._carry_out(who, request, body, reply, checked=scope["http_version"] != "2")
         except ClientGone:
             log.debug("client left", request=request.id, path=request.path)
             return
 
-    async def _carry_out(self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply) -> None:
+    async def _carry_out(
+        self, who: Answerer, request: Request, body: AsgiBody, reply: AsgiReply, *, checked: bool
+    ) -> None:
+        """`checked`: it is known that HTTP/1.1 can say what is in the request."""
         try:
+            if not checked and not sendable(request.method, request.target, request.headers):
+                raise Unsendable
             with self._keyring.admitted(request, who):
                 await self._answer(who, request, body, reply)
         except GatewayError as fault:

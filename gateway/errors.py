@@ -96,6 +96,10 @@ class OverLimit(GatewayError):
         self.over = over
 
 
+class Unsendable(GatewayError):
+    """A request came over HTTP/2 with bytes for which HTTP/1.1, which workers speak, has no words."""
+
+
 class ConnectFailed(GatewayError):
     """A worker did not take the connection. Nothing was sent to the client."""
 
@@ -138,7 +142,8 @@ class ClientGone(GatewayError):
 
 KeyFault = KeyMissing | KeyUnknown | ModelsForbidden | BadPriority | OverLimit
 Fault = (
-    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow | KeyFault
+    QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow | Unsendable
+    | KeyFault
     | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
 )  # fmt: skip
 
@@ -175,6 +180,8 @@ def told(fault: Fault) -> Told:  # noqa: C901 - one case each
             return Told(413, f"the request body is larger than {fault.max_body_bytes} bytes (MAX_BODY_BYTES)")
         case BodyTooSlow():
             return Told(408, "the request body comes too slowly, or not at all")
+        case Unsendable():
+            return Told(400, "the request has bytes in its path or headers that HTTP/1.1 does not allow there")
         case KeyMissing() | KeyUnknown() | ModelsForbidden() | BadPriority() | OverLimit():
             return _told_of_key(fault)
         case ConnectFailed() | WorkerLost() | WorkerRefused() | LoadFailed() | RunnerDied():

@@ -19,6 +19,12 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"expect", b"x-request-id",
 }  # fmt: skip
 
+# What can stand in an HTTP/1.1 head (RFC 9110, 5.6.2 and 5.5; RFC 9112, 3.2).
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+_TARGET = re.compile(rb"[!-~]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -42,6 +48,20 @@ def framing_of(headers: Headers) -> Headers:
         return [(b"transfer-encoding", b"chunked")]
     length = value_of(headers, b"content-length")
     return [] if length is None else [(b"content-length", length)]
+
+
+def sendable(method: str, target: bytes, headers: Headers) -> bool:
+    """Say whether a request can be passed on over HTTP/1.1 as it is: HTTP/2 frames other bytes too (RFC 9113, 8.2.1).
+
+    What came over HTTP/1.1 was checked when it came (gateway.head).
+    """
+    lengths = [value for name, value in headers if name == b"content-length"]
+    return (
+        bool(_NAME.fullmatch(method.encode("utf-8", "replace")) and _TARGET.fullmatch(target))
+        and all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers)
+        and len(lengths) <= 1
+        and all(map(_LENGTH.fullmatch, lengths))
+    )
 
 
 def request_headers(headers: Headers, *, port: int, request_id: str, framing: Headers) -> Headers:

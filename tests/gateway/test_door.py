@@ -361,6 +361,37 @@ async def test_over_http_2_too_a_broken_body_never_looks_complete_nor_stays_open
     assert not any(isinstance(event, h2.events.StreamEnded) for event in events)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [(":path", "/api/chat x"), ("x-a", "a\r\nx-b: c"), ("content-length", "+29")],
+    ids=["path", "value", "length"],
+)
+async def test_what_only_http_2_can_frame_is_refused(
+    house: House, odd: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker speaks HTTP/1.1, in which it would be another request, or two."""
+    server = await house.hall.worker("a", says(b"{}"))
+    plain = h2.config.H2Configuration(
+        client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False
+    )
+    http = h2.connection.H2Connection(plain)
+    http.initiate_connection()
+    head = {":method": "POST", ":path": "/api/chat", ":scheme": "http", ":authority": "localhost"} | dict([odd])
+    http.send_headers(1, list(head.items()))
+    http.send_data(1, CHAT, end_stream=True)
+    client = await house.client()
+    await client.send(http.data_to_send())
+    said = b""
+    with trio.fail_after(TOO_LONG_S):
+        while b"HTTP/1.1 does not allow" not in said:
+            data = await client.stream.receive_some(65536)
+            said += data
+            if not data or any(isinstance(event, h2.events.ConnectionTerminated) for event in http.receive_data(data)):
+                break  # Hypercorn's own h2 has refused it
+    assert server.received == []
+    assert "Traceback" not in caplog.text
+
+
 def test_a_taken_port_is_said_so_and_nothing_is_left_open() -> None:
     (first,) = listen("127.0.0.1", 0)
     with first, pytest.raises(PortTaken, match="in use"):

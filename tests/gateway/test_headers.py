@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.headers import Headers, framing_of, request_headers, request_id_of, response_headers, value_of
+from gateway.headers import Headers, framing_of, request_headers, request_id_of, response_headers, sendable, value_of
 
 
 def sent(*headers: tuple[bytes, bytes], framing: Headers | None = None) -> Headers:
@@ -75,6 +75,42 @@ def test_a_length_beside_a_transfer_encoding_does_not_pass() -> None:
     """The body was framed by the encoding (RFC 9112, 6.3): a client that counts would wait, or be short of bytes."""
     given_by_worker = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Content-Type", b"text/plain")]
     assert response_headers(given_by_worker) == [(b"content-type", b"text/plain")]
+
+
+GOOD = [(b"accept", b"*/*"), (b"x-a", b"a  b\tc"), (b"x-b", b""), (b"x-c", b"\xc3\xa9"), (b"content-length", b"5")]
+
+
+def test_what_http_1_has_words_for_can_be_passed_on() -> None:
+    assert sendable("POST", b"/api/chat?a=%20", GOOD)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "header"),
+    [
+        ("P T", b"/", None),
+        ("", b"/", None),
+        ("\u017f", b"/", None),
+        ("GET", b"/a b", None),
+        ("GET", b"", None),
+        ("GET", b"/\r\nx: y", None),
+        ("GET", b"/\xc3\xa9", None),
+        ("GET", b"/", (b"", b"a")),
+        ("GET", b"/", (b"a b", b"a")),
+        ("GET", b"/", (b"a:", b"a")),
+        ("GET", b"/", (b"a", b"b\r\nx: y")),
+        ("GET", b"/", (b"a", b"\0")),
+        ("GET", b"/", (b"a", b" b")),
+        ("GET", b"/", (b"a", b"b\t")),
+        ("GET", b"/", (b"content-length", b"5")),  # the second one
+    ],
+)
+def test_what_only_http_2_can_frame_cannot(method: str, target: bytes, header: tuple[bytes, bytes] | None) -> None:
+    assert not sendable(method, target, [*GOOD, *([header] if header else [])])
+
+
+@pytest.mark.parametrize("length", [b"+5", b"1_0", b"", b"5, 5", b"9" * 19])
+def test_a_length_is_a_number(length: bytes) -> None:
+    assert not sendable("GET", b"/", [(b"content-length", length)])
 
 
 @pytest.mark.parametrize("good", [b"a", b"req-1", b"A.b_c:9", b"x" * 128, b"0af7651916cd43dd8448eb211c80319c"])
