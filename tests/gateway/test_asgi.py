@@ -9,7 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import asgi as module
-from gateway.asgi import Front
+from gateway.asgi import AsgiBody, Front
+from gateway.errors import BodyTooSlow
 from gateway.pulls import BODY_BYTES, Pulls
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -225,6 +226,74 @@ async def test_a_body_without_framing_reaches_the_primary(house: House) -> None:
     primary = await house.hall.primary(says(b"{}"))  # as HTTP/2 has it
     await house.client("POST", "/api/show").ask(b'{"model":"m"}')
     assert primary.received[0].body == b'{"model":"m"}'
+
+
+class Sender:
+    """A client's body as ASGI hands it on: one part of `part_bytes` every `pause_s` seconds, `parts` of them."""
+
+    def __init__(self, part_bytes: int, pause_s: float, parts: int) -> None:
+        self._part = b"x" * part_bytes
+        self._pause_s = pause_s
+        self._left = parts
+
+    async def receive(self) -> Message:
+        await trio.sleep(self._pause_s)
+        self._left -= 1
+        return {"type": "http.request", "body": self._part, "more_body": self._left > 0}
+
+
+@pytest.mark.parametrize(
+    ("part_bytes", "pause_s", "parts"), [(36, 1.0, 1000), (1, 0.0, 1000), (1024, 29.9, 100), (1, 1.0, 29), (0, 29.0, 1)]
+)
+async def test_a_body_over_a_bad_line_is_taken_however_long_it_takes(
+    part_bytes: int, pause_s: float, parts: int, autojump_clock: trio.abc.Clock
+) -> None:
+    body = AsgiBody(Sender(part_bytes, pause_s, parts).receive)
+    assert len(await body.read(None, 1_000_000)) == part_bytes * parts
+    assert trio.current_time() >= pause_s * parts
+
+
+@pytest.mark.parametrize(
+    ("part_bytes", "pause_s", "gives_up_s"), [(1, 1.0, 30), (33, 1.0, 30), (1024, 31.0, 30), (500, 20.0, 30)]
+)
+async def test_a_sender_of_one_byte_a_second_is_refused(
+    part_bytes: int, pause_s: float, gives_up_s: float, autojump_clock: trio.abc.Clock
+) -> None:
+    body = AsgiBody(Sender(part_bytes, pause_s, 1_000_000).receive)
+    with pytest.raises(BodyTooSlow):
+        await body.read(None, 1_000_000)
+    assert trio.current_time() == pytest.approx(gives_up_s)
+    assert body.too_slow
+
+
+async def test_the_time_in_which_nobody_asks_a_client_for_more_is_not_its_own(autojump_clock: trio.abc.Clock) -> None:
+    body = AsgiBody(Sender(1, 1.0, 20).receive)
+    parts = 0
+    async for _ in body.stream():
+        parts += 1
+        await trio.sleep(1000)  # the primary's disk is slow
+    assert parts == 20
+
+
+async def test_a_client_that_is_too_slow_is_told_so_and_what_it_still_sends_is_not_waited_for(
+    house: House, autojump_clock: trio.abc.Clock
+) -> None:
+    client = house.client("POST", "/v1/messages", [("content-length", "100")])
+    client.send_body(b"{", more=True)
+    await client.run()
+    assert (client.status, client.headers["connection"], client.complete) == (408, "close", True)
+    assert json.loads(client.body)["error"]["message"] == "the request body comes too slowly, or not at all"
+    assert trio.current_time() == pytest.approx(module.PROGRESS_S)
+
+
+async def test_the_rest_of_a_refused_body_may_come_slowly_too(house: House, autojump_clock: trio.abc.Clock) -> None:
+    client = house.client("POST", "/api/chat", [("transfer-encoding", "chunked")])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        await trio.sleep(module.PROGRESS_S - 1)
+        client.send_body(b"x" * 600, more=True)
+        client.send_body(b"x" * 402, more=True)
+    assert (client.status, client.complete) == (413, True)
 
 
 # -- pulls -----------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import answering, asgi
+from gateway import answering, asgi, stream
 from gateway.asgi import Message, Receive, Send
-from gateway.door import PortTaken, listen
+from gateway.door import Door, PortTaken, listen
 from gateway.head import HEAD_BYTES
 from tests.fakes.door import CHAT, TOO_LONG_S, Connect, House, front_of, serve
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -124,6 +124,7 @@ async def test_a_refused_upload_is_answered_and_its_connection_ends(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asgi, "DISCARD_BYTES", 1_000_000)
+    monkeypatch.setattr(stream, "LINGER_S", 0.05)
     client = await house.client()
     async with trio.open_nursery() as nursery:
 
@@ -430,3 +431,102 @@ def test_a_name_of_two_addresses_is_listened_on_at_those_there_are(monkeypatch: 
     assert [sock.family for sock in sockets] == [socket.AF_INET]
     for sock in sockets:
         sock.close()
+
+
+# -- slow clients ------------------------------------------------------------------------------------------------------
+
+PART = b"x" * 65536
+
+
+def kernel_takes_little(door: Door) -> None:
+    """From now on accepted connections hold next to nothing in the kernel, whose own buffer grows to megabytes."""
+    for listener in door.sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+async def test_a_client_that_stops_reading_holds_no_slot_for_an_answer_of_usual_size(house: House) -> None:
+    size = 900_000
+    worker = await house.hall.worker("a", says(b"y" * size))
+    kernel_takes_little(house.door)
+    stuck, next_one = await house.client(), await house.client()
+    await stuck.post("/api/chat", CHAT)
+    await worker.asked.wait()
+    await next_one.post("/api/chat", CHAT)  # gets the only slot, which `stuck` would hold
+    await next_one.until(b"y" * size)
+    assert house.door.connections.unread > size // 2
+    with trio.fail_after(TOO_LONG_S):
+        while repr(house.hall.admission) != NOTHING_LEFT:
+            await trio.sleep(0.005)
+    await stuck.until(b"y" * size)  # late, and whole
+
+
+async def test_a_request_that_is_not_complete_does_not_hold_up_the_end(house: House) -> None:
+    head, body = await house.client(), await house.client()
+    upload = await house.client()
+    primary = await house.hall.primary(says(b"{}"))
+    await head.send(b"POST /api/chat HT")
+    await body.send(b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 29\r\n\r\n{")
+    await upload.send(b"POST /api/blobs/sha256:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 29\r\n\r\n{")
+    with trio.fail_after(TOO_LONG_S):
+        while not primary.received or not primary.received[0].body:
+            await trio.sleep(0.005)
+        await house.door.close()
+        await house.door.wait_empty()  # at once: nobody has asked for anything yet
+        assert await head.until_closed() == b""
+        while len(house.door.connections) > 2:
+            await trio.sleep(0.005)
+        house.door.cut()
+        assert await body.until_closed() == await upload.until_closed() == b""
+
+
+async def test_a_request_that_becomes_complete_while_going_down_is_answered(house: House) -> None:
+    client = await house.client()
+    await client.send(b"POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(CHAT))
+    await wait_all_tasks_blocked()
+    await house.door.close()
+    house.hall.admission.shut()
+    await client.send(CHAT)
+    assert b"503" in await client.until(b"shutting down")
+    with trio.fail_after(TOO_LONG_S):
+        await house.door.wait_empty()
+
+
+async def test_an_unread_answer_is_waited_for_and_the_client_that_reads_it_gets_it_whole(
+    nursery: trio.Nursery, connect: Connect
+) -> None:
+    ended = trio.Event()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(15):
+            await send({"type": "http.response.body", "body": PART, "more_body": True})
+        await send({"type": "http.response.body", "body": b"the end", "more_body": False})
+        ended.set()
+
+    served = await serve(nursery, app)
+    kernel_takes_little(served.door)
+    client = await connect(served.port)
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    with trio.fail_after(TOO_LONG_S):
+        await ended.wait()
+        await served.door.close()
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(served.door.wait_empty)
+        await wait_all_tasks_blocked()
+        assert waiting.child_tasks
+        assert (await client.until_closed()).endswith(b"the end\r\n0\r\n\r\n")
+
+
+async def test_a_body_that_comes_too_slowly_is_refused_in_the_words_of_its_api(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "PROGRESS_S", 0.05)
+    for path in ("/v1/chat/completions", "/v1/models/m"):  # held, and streamed to the primary
+        await house.hall.primary(says(b"{}"))
+        client = await house.client()
+        await client.send(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{" % path.encode())
+        answer = await client.until_closed()
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'{"error": {"message": "the request body comes too slowly' in answer
+        assert b"connection: close" in answer
+    assert repr(house.hall.admission) == NOTHING_LEFT
