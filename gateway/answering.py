@@ -8,6 +8,7 @@ incomplete is cut here: over HTTP/2 Hypercorn would leave its stream open.
 
 from collections.abc import Awaitable, Callable
 
+import structlog
 import trio
 
 from gateway.asgi import App, Message, Receive, Send
@@ -18,8 +19,13 @@ from gateway.ollama import Answerer, answerer
 from gateway.stream import GuardedStream
 from gateway.wire import informational
 
+log = structlog.get_logger("gateway")
+
 # How long it may take to end an answer and make the connection ready for its next request; then it is closed.
 END_TIMEOUT_S = 5.0
+# What may wait for a client's HTTP/2 windows on one connection. Hypercorn alone keeps any amount: its buffer lets a
+# writer go on whenever it was asked for data and had no window to send any.
+H2_KEPT_BYTES = 64 * 1024
 # The name of the extension below in a scope's "extensions"; only HTTP/1.1 requests have it.
 INFORMATIONAL = "chimera.informational"
 Informational = Callable[[int, Headers], Awaitable[None]]
@@ -28,8 +34,10 @@ Informational = Callable[[int, Headers], Awaitable[None]]
 class Call:
     """One request and its answer on a connection."""
 
-    def __init__(self, stream: GuardedStream, receive: Receive, send: Send) -> None:
+    def __init__(self, stream: GuardedStream, kept: Callable[[], int], receive: Receive, send: Send) -> None:
+        """`kept` says how many bytes Hypercorn keeps that HTTP/2's windows do not let it send."""
         self._stream = stream
+        self._kept = kept
         self._receive = receive
         self._send = send
         self._complete = False  # the request
@@ -60,6 +68,20 @@ class Call:
             await self._end(message)
             return
         await self._send(message)
+        if self._kept() > H2_KEPT_BYTES:
+            await self._wait_window()
+
+    async def _wait_window(self) -> None:
+        """Wait until an HTTP/2 client takes more; one that takes nothing for STALL_TIMEOUT_S is cut."""
+        least, deadline = self._kept(), trio.current_time() + self._stream.stall_timeout_s
+        while (kept := self._kept()) > H2_KEPT_BYTES and not self._stream.ended.is_set():
+            if kept < least:
+                least, deadline = kept, trio.current_time() + self._stream.stall_timeout_s
+            with trio.move_on_at(deadline) as patience:
+                await self._stream.wait_sent()
+            if patience.cancelled_caught:
+                log.warning("client does not read; its connection is cut", after_s=self._stream.stall_timeout_s)
+                self._stream.cut()
 
     async def _end(self, message: Message) -> None:
         self.whole = True
@@ -81,14 +103,14 @@ class Call:
             await self._stream.send_all(data)
 
 
-def answering(app: App, stream: GuardedStream) -> App:
-    """Wrap the application of one connection."""
+def answering(app: App, stream: GuardedStream, kept: Callable[[], int]) -> App:
+    """Wrap the application of one connection. For `kept` see Call."""
 
     async def wrapped(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        call = Call(stream, receive, send)
+        call = Call(stream, kept, receive, send)
         if scope["http_version"] == "1.1":  # older clients know no informational answers; HTTP/2 has its own frames
             scope.setdefault("extensions", {})[INFORMATIONAL] = call.inform
         stream.calls.add(call)

@@ -17,6 +17,7 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -128,7 +129,7 @@ async def run_gateway(
 
     async def serve(stream: GuardedStream) -> None:
         try:
-            wrapped = ASGIWrapper(cast("Any", answering(app, stream)))
+            wrapped = ASGIWrapper(cast("Any", answering(app, stream, lambda: _kept(server))))
             server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
             with stream.serving:
                 await server.run()
@@ -145,8 +146,9 @@ async def run_gateway(
 
         def admit(sock: socket.socket) -> None:
             peer = _peer(sock)
-            place = door.connections.place(trio.current_time(), own=is_loopback(peer)) if peer else None
-            if place:
+            if peer is None:
+                sock.close()
+            elif place := door.connections.place(trio.current_time(), own=is_loopback(peer)):
                 stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s)
                 nursery.start_soon(serve, stream)
             else:
@@ -166,12 +168,17 @@ async def run_gateway(
             door.cut()
 
 
+def _kept(server: TCPServer) -> int:
+    """Return how many bytes of answers Hypercorn keeps until HTTP/2's windows let it send them."""
+    protocol = server.protocol.protocol
+    return sum(len(kept.buffer) for kept in protocol.stream_buffers.values()) if isinstance(protocol, H2Protocol) else 0
+
+
 async def _accept(listener: socket.socket, admit: Callable[[socket.socket], None]) -> None:
     while True:
         await trio.lowlevel.wait_readable(listener)
         try:
             sock, _ = listener.accept()
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:
                 log.error("no connection can be accepted", cause=error.strerror)
@@ -187,8 +194,9 @@ def _close_listener(sock: socket.socket) -> None:
 
 
 def _peer(sock: socket.socket) -> str | None:
-    """Return who has connected; None when it has left already."""
+    """Return who has connected, all set for answers; None when it has left already."""
     try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return str(sock.getpeername()[0])
     except OSError:
         return None

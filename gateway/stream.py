@@ -51,6 +51,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
         self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
         self.place = place
+        self.stall_timeout_s = stall_timeout_s
         self.calls: set[Call] = set()
         self.ended = trio.Event()
         # Around Hypercorn's part: it would keep a connection that its client has closed until its idle time is over.
@@ -66,6 +67,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._reading = trio.CancelScope()
         self._closing = False
         self._linger = False
+        self._sent = trio.Event()  # set, and made anew, whenever something is given to be sent
         connections.joined(self, place)
 
     # -- what Connections asks -----------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._outgoing.end("the connection is closed")
         self.socket.close()
         self._reading.cancel()
+        self._sent.set()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -190,8 +193,16 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         """
         if self._closing:
             raise trio.ClosedResourceError("the connection is being closed")
-        if self._outgoing.put(data):
+        must_wait = self._outgoing.put(data)
+        if self._framing.at is At.OTHER:
+            self._sent.set()
+            self._sent = trio.Event()
+        if must_wait:
             await self._outgoing.wait_room()
+
+    async def wait_sent(self) -> None:
+        """Return when the next of HTTP/2's frames has been given to be sent, or the connection has ended."""
+        await self._sent.wait()
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio.abc.SendStream has it."""

@@ -238,6 +238,47 @@ async def test_a_client_that_never_reads_is_cut(house: House) -> None:
     await client.stream.aclose()
 
 
+async def test_over_http_2_too_a_client_that_gives_no_window_is_cut(house: House) -> None:
+    server = await house.hall.worker("a", floods)
+    client = await house.client()
+    http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    http.initiate_connection()
+    http.send_headers(
+        1, [(":method", "POST"), (":path", "/api/chat"), (":scheme", "http"), (":authority", "localhost")]
+    )
+    http.send_data(1, CHAT, end_stream=True)
+    await client.send(http.data_to_send())
+    await client.until_closed()
+    with trio.fail_after(TOO_LONG_S):
+        await server.client_left.wait()
+        while house.door.connections:
+            await trio.sleep(0.005)
+    assert repr(house.hall.admission) == NOTHING_LEFT
+
+
+async def test_over_http_2_too_a_large_answer_comes_whole(house: House) -> None:
+    size = 2_000_000  # many windows
+    await house.hall.worker("a", says(b"y" * size))
+    client = await house.client()
+    http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    http.initiate_connection()
+    head = [(":method", "POST"), (":path", "/api/chat"), (":scheme", "http"), (":authority", "localhost")]
+    http.send_headers(1, head)
+    http.send_data(1, CHAT, end_stream=True)
+    got, ended = 0, False
+    with trio.fail_after(TOO_LONG_S):
+        while not ended:
+            await client.send(http.data_to_send())
+            for event in http.receive_data(await client.stream.receive_some(65536)):
+                ended = ended or isinstance(event, h2.events.StreamEnded)
+                if isinstance(event, h2.events.DataReceived):
+                    got += len(event.data)
+                    http.acknowledge_received_data(event.flow_controlled_length or 0, 1)
+        while repr(house.hall.admission) != NOTHING_LEFT:
+            await trio.sleep(0.005)
+    assert got == size
+
+
 @pytest.mark.parametrize("way", ["cut", "cancelled"])
 async def test_a_client_that_never_reads_does_not_hold_up_the_end(
     nursery: trio.Nursery, connect: Connect, way: str
