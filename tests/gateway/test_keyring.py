@@ -31,6 +31,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.keys: dict[str, Key] = {}
         self.moments: list[dict[str, datetime]] = []
+        self.writes = 0
         self.away = False
         self.hangs: threading.Event | None = None
         self.threads: set[threading.Thread] = set()
@@ -61,8 +62,11 @@ class FakeStore:
         del self.keys[key_id]
 
     def used(self, moments: Mapping[str, datetime]) -> None:
-        self._called()
-        self.moments.append(dict(moments))
+        try:
+            self._called()
+            self.moments.append(dict(moments))
+        finally:
+            self.writes += 1
 
 
 class Counter:
@@ -203,17 +207,17 @@ async def test_a_request_that_fails_or_is_cancelled_gives_its_place_back() -> No
     assert ring.keyring.row("k1")["inflight"] == 0
 
 
-async def test_rates_are_refilled_by_the_running_clock(autojump_clock: MockClock) -> None:
+async def test_rates_are_refilled_by_the_running_clock(mock_clock: MockClock) -> None:
     ring = Ring()
     secret = await ring.make(Limits(requests_per_minute=2, tokens_per_minute=60))
     assert [ring.refusal(secret) for _ in range(3)] == [None, None, OverLimit]
-    await trio.sleep(30)
+    mock_clock.jump(30)
     with ring.asking(secret) as request:
         request.spent(90)
     assert ring.keyring.row("k1")["tokens_left"] == -30
-    await trio.sleep(30)
+    mock_clock.jump(30)
     assert ring.refusal(secret) is OverLimit
-    await trio.sleep(1)
+    mock_clock.jump(1)
     assert ring.refusal(secret) is None
 
 
@@ -232,7 +236,7 @@ async def test_a_secret_is_told_once_and_kept_by_nobody() -> None:
     assert secret not in repr(ring.store.keys)
 
 
-async def test_a_changed_limit_counts_for_the_next_request_and_cuts_none(autojump_clock: MockClock) -> None:
+async def test_a_changed_limit_counts_for_the_next_request_and_cuts_none(mock_clock: MockClock) -> None:
     ring = Ring()
     secret = await ring.make()
     with ring.asking(secret), ring.asking(secret):
@@ -310,16 +314,27 @@ async def test_a_database_that_hangs_holds_up_no_request_and_is_asked_in_no_thre
     assert threading.current_thread() not in ring.store.threads
 
 
-async def test_when_a_key_was_last_used_is_written_now_and_then_and_at_the_end(autojump_clock: MockClock) -> None:
+async def written(ring: Ring, mock_clock: MockClock, calls: int) -> None:
+    """Let so much time go by that it is written, and wait for the thread. No autojump: it does not wait for threads."""
+    await wait_all_tasks_blocked()
+    mock_clock.jump(module.USED_EVERY_S)
+    while ring.store.writes < calls:
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+
+
+async def test_when_a_key_was_last_used_is_written_now_and_then_and_at_the_end(mock_clock: MockClock) -> None:
     ring = Ring()
     one, other = await ring.make(), await ring.make()
     async with trio.open_nursery() as nursery:
         await nursery.start(ring.keyring.run)
+        await written(ring, mock_clock, 0)
+        assert ring.store.writes == 0, "nobody was there"
         for _ in range(50):
             assert ring.refusal(one) is None
         assert ring.keyring.row("k1")["last_used_at"] == "2026-01-02T03:04:05+00:00"
         assert ring.store.moments == []
-        await trio.sleep(module.USED_EVERY_S * 3.5)
+        await written(ring, mock_clock, 1)
         assert ring.store.moments == [{"k1": AT}]
         assert ring.refusal(other) is None
         nursery.cancel_scope.cancel()
@@ -327,7 +342,7 @@ async def test_when_a_key_was_last_used_is_written_now_and_then_and_at_the_end(a
 
 
 async def test_what_could_not_be_written_is_written_later(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Ring()
     one, other = await ring.make(), await ring.make()
@@ -335,12 +350,24 @@ async def test_what_could_not_be_written_is_written_later(
         await nursery.start(ring.keyring.run)
         assert [ring.refusal(one), ring.refusal(other)] == [None, None]
         ring.store.away = True
-        await trio.sleep(module.USED_EVERY_S * 1.5)
+        await written(ring, mock_clock, 1)
         ring.store.away = False
         await ring.keyring.revoke("k2")
-        await trio.sleep(module.USED_EVERY_S)
+        await written(ring, mock_clock, 2)
         nursery.cancel_scope.cancel()
     assert ring.store.moments == [{"k1": AT}]
+
+
+async def test_what_the_database_has_counts_also_when_nobody_waits_for_it_any_more() -> None:
+    ring = Ring()
+    await ring.make()
+    ring.store.hangs = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: ring.keyring.change("k1", limits={"concurrency": 7}))
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        ring.store.hangs.set()
+    assert ring.store.keys["k1"].limits.concurrency == ring.keyring.row("k1")["concurrency"] == 7
 
 
 async def test_a_gateway_without_a_database_has_no_keys() -> None:
