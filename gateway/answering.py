@@ -61,6 +61,7 @@ class Call:
         """As ASGI has it."""
         if message["type"] == "http.response.start":
             self.begun = True
+            self._stream.head_of = message["status"]
             self._stream.changed()
             if self._stream.place is Place.RESERVE:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}

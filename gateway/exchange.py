@@ -88,6 +88,7 @@ class Request:
     waited_s: float = 0.0
     worker_id: str | None = None
     arrived: float = field(default_factory=trio.current_time)
+    unloads: bool = False  # its model is unloaded when it has been answered
     dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
     asked: float = 0.0  # when the present attempt began (trio's clock)
     phases: Phases = field(default_factory=Phases)
@@ -151,6 +152,7 @@ class Exchange:
             body_bytes=len(body), request_id=request.id, notice=request.notice,
         )  # fmt: skip
         request.phases.queued_at = trio.current_time()
+        request.unloads = ask.unloads
         tries = Tries(ticket)
         self._budget.request()
         while True:
@@ -243,7 +245,11 @@ class Exchange:
             if well:
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
             self.metrics.first_byte(now - request.arrived)
-            await self._relay(request, answer, first, reply, lease)
+            try:
+                await self._relay(request, answer, first, reply, lease)
+            finally:
+                if request.unloads:  # others that use it there hold it by their leases
+                    lease.worker.learn(lease.model, loaded=False)
 
     async def to_primary(self, request: Request, body: bytes | AsyncIterable[bytes] | None, reply: Reply) -> None:
         """Have the primary answer, at once and once. Raises PrimaryAway while nothing has been sent."""

@@ -1,14 +1,19 @@
 """Answers made of many workers': which models are loaded where, and loading or unloading on all of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
+from gateway.affinity import Life
 from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
-from gateway.exchange import Exchange, Reply, Request
+from gateway.exchange import Exchange, Reply, Request, own_headers
 from gateway.headers import Headers, request_headers, response_headers
 from gateway.ollama import Ask, Kind, full_name
 from gateway.phases import Try
@@ -18,12 +23,14 @@ log = structlog.get_logger("gateway")
 
 PS_TIMEOUT_S = 5.0
 
+_WholeAnswer = tuple[int, Headers, bytes]  # status, headers, body
+
 
 def merged_ps(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return one /api/ps answer of the models of many workers, by worker id.
 
     One row per model, as clients expect; its memory is what all copies take together, it expires when the last
-    copy does, and `workers` (ours) says where the copies are.
+    copy does, and `workers` (ours) says where the copies are. What stays longest comes first, as in Ollama's own.
     """
     rows: dict[str, dict[str, Any]] = {}
     for worker_id, models in answers.items():
@@ -35,8 +42,21 @@ def merged_ps(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
             row["workers"].append(worker_id)
             for key in ("size", "size_vram"):
                 row[key] = _number(row.get(key)) + _number(model.get(key))
-            row["expires_at"] = max(str(row.get("expires_at", "")), str(model.get("expires_at", "")))
-    return {"models": list(rows.values())}
+            if _expires(model) > _expires(row):
+                row["expires_at"] = model["expires_at"]
+    return {"models": sorted(rows.values(), key=_expires, reverse=True)}
+
+
+_NEVER_SAID = datetime.min.replace(tzinfo=UTC)
+
+
+def _expires(row: Mapping[str, Any]) -> datetime:
+    """Return when a model is unloaded; long ago where the row does not say."""
+    try:
+        at = datetime.fromisoformat(str(row.get("expires_at")))
+    except ValueError:
+        return _NEVER_SAID
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _number(value: object) -> int | float:
@@ -53,13 +73,17 @@ def models_of(body: bytes) -> list[dict[str, Any]] | None:
 
 
 class Fleetwide:
-    """Asks every worker that is ready."""
+    """Asks every worker that it concerns."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._loading: Counter[tuple[str, Life]] = Counter()  # loads under way, which no lease shows
 
     async def ps(self, request: Request, reply: Reply) -> None:
-        """Answer /api/ps for the whole fleet. A worker that does not answer in time is left out, and logged."""
+        """Answer /api/ps for the whole fleet. A worker that does not answer in time is left out, and logged.
+
+        A cordoned worker is asked too: what it holds still takes its memory.
+        """
         answers: dict[str, list[dict[str, Any]]] = {}
 
         async def ask(worker: WorkerSlots) -> None:
@@ -71,57 +95,78 @@ class Fleetwide:
                     return
             log.warning("worker left out of /api/ps", worker=worker.id)
 
-        workers = sorted(self._exchange.admission.ready(), key=lambda worker: (len(worker.id), worker.id))
+        workers = sorted(self._in_service(), key=lambda worker: (len(worker.id), worker.id))
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 nursery.start_soon(ask, worker)
         in_order = {worker.id: answers[worker.id] for worker in workers if worker.id in answers}
-        body = json.dumps(merged_ps(in_order)).encode()
+        request.worker_id, request.attempts = ",".join(in_order), 1
+        body = msgspec.json.encode(merged_ps(in_order))
         await self._answer(request, reply, 200, [(b"content-type", b"application/json; charset=utf-8")], body)
 
     async def load(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
-        """Load or unload a model on every ready worker (an unload: on those that hold it, else on one).
+        """Load or unload a model on every worker that it concerns.
 
-        The client gets one answer: the first refusal if there is any, else the first worker's. With no worker
-        ready, the request waits in the queue for one like any other.
+        The client gets one answer. A model is loaded when one worker has it: the first success, or the first refusal
+        if all refuse. It is unloaded when nobody has it: the first refusal if there is any. With no worker to ask, the
+        request waits in the queue for one like any other. Raises WorkerLost when no worker answered, and what
+        `Exchange.infer` raises. Cancellation ends every worker's part.
         """
-        workers = self._concerned(ask)
+        name = full_name(ask.model or "")
+        workers = self._concerned(ask.kind, name)
         if not workers:
             await self._exchange.infer(request, ask, body, reply)
             return
-        answers: dict[str, tuple[int, Headers, bytes]] = {}
+        answers: dict[str, _WholeAnswer] = {}
 
         async def one(worker: WorkerSlots) -> None:
-            answered = await self._one(worker, request, "POST", request.target, body)
+            with self._counted(ask.kind, name, worker):
+                answered = await self._one(worker, request, "POST", request.target, body)
             if answered is not None:
                 answers[worker.id] = answered
                 if answered[0] < 400:
-                    worker.learn(full_name(ask.model) if ask.model else None, loaded=ask.kind is Kind.LOAD)
-                    if ask.model:
-                        worker.load_options[full_name(ask.model)] = ask.load_options
+                    _learn(worker, ask, name)
 
         async with trio.open_nursery() as nursery:
             for worker in workers:
                 nursery.start_soon(one, worker)
-        in_order = [(worker.id, answers[worker.id]) for worker in workers if worker.id in answers]
+        in_order = {worker.id: answers[worker.id] for worker in workers if worker.id in answers}
         if not in_order:
             raise WorkerLost("every worker was lost while it loaded")
-        worker_id, chosen = next((pair for pair in in_order if pair[1][0] >= 400), in_order[0])
-        request.worker_id = worker_id
-        status, headers, answer = chosen
-        own = [(b"x-chimera-worker", ",".join(name for name, _ in in_order).encode())]
-        await self._answer(request, reply, status, [*headers, *own], answer)
+        speakers = _speakers(ask.kind, in_order)
+        request.worker_id, request.attempts = ",".join(speakers), 1
+        status, headers, answer = in_order[speakers[0]]
+        await self._answer(request, reply, status, headers, answer)
 
-    def _concerned(self, ask: Ask) -> Sequence[WorkerSlots]:
-        ready = self._exchange.admission.ready()
-        if ask.kind is not Kind.UNLOAD:
-            return ready
-        name = full_name(ask.model) if ask.model else None
-        return [worker for worker in ready if worker.holds(name)] or ready[:1]
+    def _in_service(self) -> Sequence[WorkerSlots]:
+        return self._exchange.admission.dispatcher.ready()
+
+    def _concerned(self, kind: Kind, name: str) -> Sequence[WorkerSlots]:
+        """Return whom a load or unload goes to.
+
+        A load: every worker that takes requests, one under suspicion only if all are. An unload: each that holds the
+        model or is about to, cordoned or not; everyone if nobody is known to, for what is known is a little old
+        (Ollama answers an unload of what it does not hold without loading anything).
+        """
+        if kind is Kind.UNLOAD:
+            workers = self._in_service()
+            return [one for one in workers if one.holds(name) or self._loading[name, one.life]] or workers
+        workers = self._exchange.admission.ready()
+        return [one for one in workers if not one.shunned] or workers
+
+    @contextmanager
+    def _counted(self, kind: Kind, name: str, worker: WorkerSlots) -> Iterator[None]:
+        """Keep a load in mind while it is under way, so that an unload finds it."""
+        under_way = Counter({(name, worker.life): 1} if kind is Kind.LOAD else ())
+        self._loading += under_way
+        try:
+            yield
+        finally:
+            self._loading -= under_way
 
     async def _one(
         self, worker: WorkerSlots, request: Request, method: str, target: bytes, body: bytes | None
-    ) -> tuple[int, Headers, bytes] | None:
+    ) -> _WholeAnswer | None:
         """Return one worker's whole answer, or None when it gave none."""
         framing: Headers = [] if body is None else [(b"content-length", str(len(body)).encode())]
         # Without a body the question is ours, and so are its headers: the answer is read here (no compression).
@@ -152,7 +197,26 @@ class Fleetwide:
 
     async def _answer(self, request: Request, reply: Reply, status: int, headers: Headers, body: bytes) -> None:
         length = (b"content-length", str(len(body)).encode())
-        await reply.start(status, [*headers, length, (b"x-request-id", request.id.encode())])
-        if request.method != "HEAD":
+        await reply.start(status, [*headers, length, *own_headers(request)])
+        if body:
             await reply.write(body)
         await reply.end()
+
+
+def _speakers(kind: Kind, answers: Mapping[str, _WholeAnswer]) -> list[str]:
+    """Return the workers whose answer the client gets, the first one's words: those that did it, or that refused."""
+    refused = [worker_id for worker_id, answer in answers.items() if answer[0] >= 400]
+    did = [worker_id for worker_id in answers if worker_id not in refused]
+    if refused and did:
+        log.warning("not every worker did it", what=kind.value, did=",".join(did), refused=",".join(refused))
+    return (refused or did) if kind is Kind.UNLOAD else (did or refused)
+
+
+def _learn(worker: WorkerSlots, ask: Ask, name: str) -> None:
+    """Note what a worker has loaded now, before any poll can say so."""
+    loaded = ask.kind is Kind.LOAD
+    worker.learn(name, loaded=loaded)
+    if loaded:
+        worker.load_options[name] = ask.load_options
+    else:
+        worker.load_options.pop(name, None)

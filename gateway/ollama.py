@@ -37,7 +37,7 @@ def answerer(method: str, path: str) -> Answerer:
     """
     if path in FORWARDED and method == "POST":
         return Answerer.WORKER
-    if path == "/api/ps" and method in ("GET", "HEAD"):
+    if path == "/api/ps" and method == "GET":  # Ollama knows no HEAD of it
         return Answerer.FLEET
     if path.startswith(("/api/", "/v1/")) or (path == "/" and method in ("GET", "HEAD")):
         return Answerer.PRIMARY
@@ -67,13 +67,15 @@ class Kind(Enum):
 class Ask:
     """What a request body asks for; `model` None when it does not say in a way that we can read.
 
-    `load_options` are those that its model would be loaded with, in one form (gateway.load_options).
+    `load_options` are those that its model would be loaded with, in one form (gateway.load_options). `unloads`: its
+    keep_alive is 0, so that Ollama unloads the model when the answer has ended.
     """
 
     kind: Kind
     model: str | None
     prefix: Prefix = NO_PREFIX
     load_options: str = ""
+    unloads: bool = False
 
 
 _NOTHING = msgspec.Raw(b"")
@@ -115,7 +117,9 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
         return Ask(Kind.INFERENCE if large else Kind.HOPELESS, None)
     kind = Kind.INFERENCE if large else _kind(path, fields)
     prefix = _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX
-    return Ask(kind, fields.model, prefix, load_options_of(bytes(fields.options)) if path.startswith("/api/") else "")
+    if not path.startswith("/api/"):
+        return Ask(kind, fields.model, prefix)
+    return Ask(kind, fields.model, prefix, load_options_of(bytes(fields.options)), unloads=_is_zero(fields.keep_alive))
 
 
 def _prefix(path: str, fields: _Body) -> Prefix:
@@ -288,5 +292,6 @@ def load_failed(said: bytes) -> bool:
 
 
 def full_name(model: str) -> str:
-    """Return a model's name as Ollama lists it: `llama3` is `llama3:latest`."""
+    """Return a model's name as Ollama lists it: `llama3` is `llama3:latest`, the default registry goes unnamed."""
+    model = model.removeprefix("registry.ollama.ai/").removeprefix("library/")
     return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

@@ -16,7 +16,7 @@ from gateway.errors import Told
 from gateway.framing import At, Framing
 from gateway.head import HEAD_BYTES, Refused
 from gateway.outgoing import Outgoing
-from gateway.wire import raw_answer
+from gateway.wire import raw_answer, with_phrase
 
 log = structlog.get_logger("gateway")
 
@@ -54,6 +54,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self.stall_timeout_s = stall_timeout_s
         self.calls: set[Call] = set()
         self.ended = trio.Event()
+        self.head_of: int | None = None  # the status of the answer whose head is sent next
         # Around Hypercorn's part: it would keep a connection that its client has closed until its idle time is over.
         self.serving = trio.CancelScope()
         self._no_more = False  # will come from the client
@@ -193,6 +194,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         """
         if self._closing:
             raise trio.ClosedResourceError("the connection is being closed")
+        if self.head_of is not None:
+            data, self.head_of = with_phrase(data, self.head_of), None
         must_wait = self._outgoing.put(data)
         if self._framing.at is At.OTHER:
             self._sent.set()

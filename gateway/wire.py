@@ -32,10 +32,25 @@ def informational(status: int, headers: Headers) -> bytes:
     return _head(status, headers)
 
 
+def with_phrase(data: bytes | bytearray | memoryview, status: int) -> bytes | bytearray | memoryview:
+    """Write a status's name into the head that `data` begins with, if that is one of this status without its name.
+
+    Ollama does so, Hypercorn does not, and clients show it to people: the official command says
+    `Error: 404 Not Found: ...` of a stream that was refused.
+    """
+    bare = b"HTTP/1.1 %d \r\n" % status
+    if bytes(data[: len(bare)]) != bare:
+        return data  # HTTP/2
+    return _status_line(status) + bytes(data[len(bare) - 2 :])
+
+
 def _head(status: int, headers: Headers) -> bytes:
+    return b"\r\n".join((_status_line(status), *(b"%b: %b" % pair for pair in headers), b"", b""))
+
+
+def _status_line(status: int) -> bytes:
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:  # any number may be a status
         phrase = ""
-    line = b"HTTP/1.1 %d %b" % (status, phrase.encode())
-    return b"\r\n".join((line, *(b"%b: %b" % pair for pair in headers), b"", b""))
+    return b"HTTP/1.1 %d %b" % (status, phrase.encode())

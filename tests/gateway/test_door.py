@@ -46,6 +46,27 @@ async def test_pages_and_models_share_a_connection(house: House) -> None:
     assert b"404" in await client.until(b'{"error": "not found"}\n')
 
 
+@pytest.mark.parametrize(
+    ("status", "line"), [(200, b"200 OK"), (404, b"404 Not Found"), (503, b"503 Service Unavailable"), (299, b"299 ")]
+)
+async def test_a_status_has_its_name_as_ollama_writes_it(house: House, status: int, line: bytes) -> None:
+    """The official command shows it to people: `Error: 404 Not Found: model ...`."""
+    await house.hall.worker("a", says(b'{"error":"x"}', status=status))
+    client = await house.client()
+    for _ in range(2):  # 503 without another worker to ask is passed on as it is
+        await client.post("/api/chat", CHAT)
+        assert (await client.until(b'{"error":"x"}')).startswith(b"HTTP/1.1 " + line + b"\r\n")
+
+
+async def test_a_body_that_looks_like_a_head_stays_as_it_is(house: House) -> None:
+    body = b"HTTP/1.1 200 \r\n"
+    await house.hall.worker("a", says(body))
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert await client.until(b"200 \r\n") == body
+
+
 async def test_requests_sent_ahead_are_answered_in_order(house: House) -> None:
     await house.hall.worker("a", says(b"first"), says(b"second"))
     client = await house.client()

@@ -429,6 +429,28 @@ async def test_a_good_answer_shows_that_its_model_is_loaded(hall: Hall, status: 
     assert worker.loaded == loaded
 
 
+@pytest.mark.parametrize(
+    ("answer", "leaves"), [(streams(LINE), False), (starts(LINE, then=dies), False), (starts(LINE, then=hangs), True)]
+)
+async def test_a_model_that_an_answer_unloads_is_not_taken_for_loaded(
+    hall: Hall, answer: Behaviour, leaves: bool
+) -> None:
+    """A `keep_alive` of 0 with a prompt: Ollama unloads the model as soon as nobody uses it, however that ended."""
+    await hall.worker("a", answer)
+    (worker,) = hall.admission.ready()
+    reply = RecordingReply()
+    unloading = Ask(Kind.INFERENCE, "m", unloads=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hall.exchange.infer, request("/api/chat"), unloading, b"{}", reply)
+        await reply.first_write.wait()
+        if not reply.ended:
+            assert worker.holds("m:latest")
+            hall.admission.worker_models("a", frozenset({"m:latest"}))  # a poll, while it is still loaded
+        if leaves:
+            nursery.cancel_scope.cancel()
+    assert not worker.holds("m:latest")
+
+
 # -- a worker is lost within its answer ------------------------------------------------------------------------
 
 

@@ -56,6 +56,25 @@ def test_one_row_for_each_model_with_the_memory_of_all_its_copies() -> None:
     }
 
 
+def test_what_stays_longest_comes_first() -> None:
+    ends = {
+        "soon": "2026-01-01T10:00:00.9Z",
+        "forever": "2318-03-06T22:15:47.707600128Z",
+        "sooner": "2026-01-01T11:00:00+02:00",
+        "loading": "0001-01-01T00:00:00Z",
+        "odd": "tomorrow",
+        "later": "2026-01-01T10:00:00.95Z",
+    }
+    merged = merged_ps({"a": [model(name, expires_at=at) for name, at in ends.items()]})
+    assert [row["name"] for row in merged["models"]] == ["forever", "later", "soon", "sooner", "loading", "odd"]
+
+
+def test_a_model_stays_until_its_last_copy_goes() -> None:
+    early, late = model("m", expires_at="2026-01-01T10:00:00.9Z"), model("m", expires_at="2026-01-01T10:00:00.95Z")
+    for answers in ({"a": [early], "b": [late]}, {"a": [late], "b": [early]}):
+        assert merged_ps(answers)["models"][0]["expires_at"] == late["expires_at"]
+
+
 def test_no_worker_means_no_models() -> None:
     assert merged_ps({}) == {"models": []}
 
@@ -95,9 +114,9 @@ def test_every_copy_is_counted_once(holdings: list[list[str]]) -> None:
     assert {row["name"] for row in merged["models"]} == {name for names in holdings for name in names}
 
 
-async def ps(hall: Hall, method: str = "GET") -> RecordingReply:
+async def ps(hall: Hall) -> RecordingReply:
     reply = RecordingReply()
-    await Fleetwide(hall.exchange).ps(request(method, "/api/ps"), reply)
+    await Fleetwide(hall.exchange).ps(request("GET", "/api/ps"), reply)
     return reply
 
 
@@ -125,18 +144,33 @@ async def test_a_worker_is_not_asked_for_a_compressed_answer(hall: Hall) -> None
     assert server.received[0].header("accept-encoding") is None
 
 
-async def test_a_head_request_gets_the_length_alone(hall: Hall) -> None:
-    reply = await ps(hall, "HEAD")
-    assert (reply.body, reply.header("content-length"), reply.ended) == (b"", str(len(b'{"models": []}')), True)
+async def test_a_cordoned_worker_still_says_what_takes_its_memory(hall: Hall) -> None:
+    await hall.worker("a", says(json.dumps({"models": [model("m")]}).encode()))
+    hall.admission.cordon("a")
+    assert json.loads((await ps(hall)).body)["models"][0]["workers"] == ["a"]
+
+
+async def test_one_workers_answer_is_passed_on_byte_for_byte_but_for_who_gave_it(hall: Hall) -> None:
+    own = b'{"models":[{"name":"m","size":10,"details":{"a":["b"]},"expires_at":"2026-01-01T10:00:00.123456789Z"}]}'
+    await hall.worker("a", says(own))
+    assert (await ps(hall)).body.replace(b',"workers":["a"]', b"") == own
+
+
+async def test_it_says_whom_it_asked(hall: Hall) -> None:
+    for name in "ab":
+        await hall.worker(name, says(b'{"models":[]}'))
+    reply = await ps(hall)
+    assert (reply.header("x-chimera-worker"), reply.header("x-request-id")) == ("a,b", "req-1")
 
 
 # -- load and unload ---------------------------------------------------------------------------------------------------
 
 
-async def load(hall: Hall, kind: Kind, name: str = "m") -> RecordingReply:
+async def load(hall: Hall, kind: Kind, name: str = "m", fleetwide: Fleetwide | None = None) -> RecordingReply:
     reply = RecordingReply()
     body = json.dumps({"model": name}).encode()
-    await Fleetwide(hall.exchange).load(request("POST", "/api/generate"), Ask(kind, name), body, reply)
+    asked = request("POST", "/api/generate")
+    await (fleetwide or Fleetwide(hall.exchange)).load(asked, Ask(kind, name), body, reply)
     return reply
 
 
@@ -158,17 +192,77 @@ async def test_an_unload_reaches_the_workers_that_hold_the_model(hall: Hall, nam
     assert [len(server.received) for server in servers] == [0, 1, 1]
 
 
-async def test_an_unload_of_what_nobody_holds_is_answered_by_one(hall: Hall) -> None:
+async def test_an_unload_of_what_nobody_is_known_to_hold_reaches_every_worker(hall: Hall) -> None:
+    """What is known of the workers is as old as the last poll."""
     servers = [await hall.worker(name, says(b'{"done":true}')) for name in "ab"]
+    reply = await load(hall, Kind.UNLOAD)
+    assert [len(server.received) for server in servers] == [1, 1]
+    assert (reply.body, reply.header("x-chimera-worker")) == (b'{"done":true}', "a,b")
+
+
+async def test_an_unload_reaches_a_cordoned_worker_and_a_load_does_not(hall: Hall) -> None:
+    servers = [await hall.worker(name, says(b'{"done":true}')) for name in "ab"]
+    for name in "ab":
+        hall.admission.worker_models(name, frozenset({"m:latest"}))
+    hall.admission.cordon("b")
     await load(hall, Kind.UNLOAD)
-    assert [len(server.received) for server in servers] == [1, 0]
+    assert [len(server.received) for server in servers] == [1, 1]
+    await load(hall, Kind.LOAD)
+    assert [len(server.received) for server in servers] == [2, 1]
 
 
-async def test_the_first_refusal_is_the_answer(hall: Hall) -> None:
-    await hall.worker("a", says(b'{"done":true}'))
-    await hall.worker("b", says(b'{"error":"not found"}', status=404))
+async def test_an_unload_finds_a_load_that_is_under_way(hall: Hall) -> None:
+    fleetwide = Fleetwide(hall.exchange)
+    loading = await hall.worker("a", hangs, says(b'{"done":true}'))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load, hall, Kind.LOAD, "m", fleetwide)
+        await loading.asked.wait()
+        holding = await hall.worker("b", says(b'{"done":true}'))
+        hall.admission.worker_models("b", frozenset({"m:latest"}))
+        assert (await load(hall, Kind.UNLOAD, "m", fleetwide)).header("x-chimera-worker") == "a,b"
+        nursery.cancel_scope.cancel()
+    assert (await load(hall, Kind.UNLOAD, "m", fleetwide)).header("x-chimera-worker") == "a,b", "nobody holds it now"
+    hall.admission.worker_models("b", frozenset({"m:latest"}))
+    assert (await load(hall, Kind.UNLOAD, "m", fleetwide)).header("x-chimera-worker") == "b", "the load was given up"
+    assert len(holding.received) == 3
+
+
+async def test_an_answer_without_a_body_is_passed_on(hall: Hall) -> None:
+    await hall.worker("a", says(b"", status=403))  # Ollama's to a foreign Origin
     reply = await load(hall, Kind.LOAD)
-    assert (reply.status, reply.body) == (404, b'{"error":"not found"}')
+    assert (reply.status, reply.body, reply.ended) == (403, b"", True)
+
+
+async def test_a_load_passes_over_a_worker_under_suspicion_while_there_is_another(hall: Hall) -> None:
+    servers = [await hall.worker(name, says(b'{"done":true}')) for name in "ab"]
+    hall.admission.avoid("a", avoided=True)
+    await load(hall, Kind.LOAD)
+    assert [len(server.received) for server in servers] == [0, 1]
+    hall.admission.avoid("b", avoided=True)
+    await load(hall, Kind.LOAD)
+    assert [len(server.received) for server in servers] == [1, 2]
+
+
+DONE, REFUSED = says(b'{"done":true}'), says(b'{"error":"no room"}', status=500)
+
+
+@pytest.mark.parametrize(
+    ("kind", "behaviours", "status", "worker"),
+    [
+        (Kind.LOAD, [REFUSED, DONE, DONE], 200, "b,c"),  # it can be used
+        (Kind.LOAD, [REFUSED, REFUSED], 500, "a,b"),
+        (Kind.UNLOAD, [DONE, REFUSED], 500, "b"),  # it is still there
+        (Kind.UNLOAD, [DONE, DONE], 200, "a,b"),
+    ],
+)
+async def test_of_several_answers_the_client_gets_the_one_that_is_true_of_the_fleet(
+    hall: Hall, kind: Kind, behaviours: list[Behaviour], status: int, worker: str
+) -> None:
+    for name, behaviour in zip("abc", behaviours, strict=False):
+        await hall.worker(name, behaviour)
+    reply = await load(hall, kind)
+    assert (reply.status, reply.header("x-chimera-worker")) == (status, worker)
+    assert reply.body == (b'{"done":true}' if status == 200 else b'{"error":"no room"}')
 
 
 async def test_a_worker_lost_while_it_loads_does_not_spoil_the_others_answer(hall: Hall) -> None:
