@@ -212,6 +212,12 @@ def ask_at_once(url: str, count: int, body: dict[str, Any]) -> list[httpx.Respon
         return list(pool.map(ask, range(count)))
 
 
+def path_without_ollama() -> str:
+    """Return PATH without the folders that have an `ollama` of the machine's own."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if not (Path(folder) / "ollama").exists())
+
+
 @contextmanager
 def chimera(folder: Path, **env: str) -> Iterator[Chimera]:
     """Give a Chimera that is not yet started; afterwards nothing of it is left."""

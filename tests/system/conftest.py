@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.embedded import Embedded, embedded_dir, find_embedded
-from tests.fakes.chimera import Chimera, chimera
+from tests.fakes.chimera import Chimera, chimera, path_without_ollama
 from tests.fakes.fake_ollama import add_model
 
 
@@ -48,12 +48,6 @@ def real(embedded: Embedded, real_models: Path, tmp_path_factory: pytest.TempPat
     with chimera(
         tmp_path_factory.mktemp("real"),
         OLLAMA_MODELS=str(real_models), OLLAMA_BIN="", WORKERS="cpu=2", WORKER_SLOTS="2", QUEUE_SIZE="4",
-        PATH=_path_without_ollama(),
+        PATH=path_without_ollama(),
     ) as made:  # fmt: skip
         yield made.start().ready(2)
-
-
-def _path_without_ollama() -> str:
-    """Return PATH without the folders that have an `ollama` of the machine's own."""
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    return os.pathsep.join(folder for folder in folders if not (Path(folder) / "ollama").exists())
