@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _PATH = re.compile(r"/(?:v2/(?P<name>[\w.-]+/[\w.-]+)/manifests/(?P<tag>[\w.-]+)|.*blobs/(?P<digest>sha256:[0-9a-f]+))")
-_MEDIA = "application/vnd.ollama.image.{}"
 
 
 def _digest(data: bytes) -> str:
@@ -29,25 +28,21 @@ class Registry:
     manifests: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def add(self, name: str, model: bytes, template: str) -> str:
-        """Offer a model of one file and a template; return the name that `ollama pull --insecure` takes."""
-        config = {"model_format": "gguf", "model_family": "llama", "architecture": "amd64", "os": "linux",
-                  "rootfs": {"type": "layers", "diff_ids": [_digest(model), _digest(template.encode())]}}  # fmt: skip
-        layers = [self._layer("model", model), self._layer("template", template.encode())]
-        self.manifests[f"{name}:latest"] = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-                "config": self._layer("config", json.dumps(config).encode())
-                | {"mediaType": "application/vnd.docker.container.image.v1+json"},
-                "layers": layers,
-            }
-        ).encode()
+    def add(self, name: str, model: bytes) -> str:
+        """Offer a model of one file; return the name that `ollama pull --insecure` takes."""
+        config = {"model_format": "gguf", "model_family": "llama", "rootfs": {"type": "layers"}}
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": self._layer("application/vnd.docker.container.image.v1+json", json.dumps(config).encode()),
+            "layers": [self._layer("application/vnd.ollama.image.model", model)],
+        }
+        self.manifests[f"{name}:latest"] = json.dumps(manifest).encode()
         return f"127.0.0.1:{self.port}/{name}"
 
-    def _layer(self, kind: str, data: bytes) -> dict[str, object]:
+    def _layer(self, media_type: str, data: bytes) -> dict[str, object]:
         self.blobs[_digest(data)] = data
-        return {"mediaType": _MEDIA.format(kind), "digest": _digest(data), "size": len(data)}
+        return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
 
     def find(self, path: str) -> bytes | None:
         """Return what a path names, if it is there."""
