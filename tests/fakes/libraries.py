@@ -4,9 +4,10 @@ What a library gives is boiled down to plain values without times and ids, so th
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+import anthropic
 import anyio
 import httpx
 import langchain_ollama
@@ -163,7 +164,8 @@ def openai_completions(url: str) -> Any:
 def openai_tools(url: str) -> Any:
     with _openai(url) as client:
         whole = client.chat.completions.create(**V1, max_tokens=20, tools=TOOLS)
-    (call,) = whole.choices[0].message.tool_calls or ()
+    (call,) = whole.choices[0].message.tool_calls or [None]
+    assert call is not None
     assert call.type == "function"
     assert call.function.arguments == '{"city":"Paris"}'
     return plain(whole)
@@ -208,17 +210,36 @@ def openai_async(url: str) -> Any:
     return _run(ask)
 
 
+# -- anthropic ---------------------------------------------------------------------------------------------------------
+
+
+def anthropic_refusals(url: str) -> Any:
+    """Ollama 0.5.4 has no /v1/messages: its own refusal is what the client meets."""
+    asked: Any = {"model": TALKER, "max_tokens": 5, "messages": ASKS}
+    with anthropic.Anthropic(base_url=url, api_key="any", max_retries=0) as client:
+        return [
+            refusal(lambda: client.messages.create(**asked)),
+            refusal(lambda: client.messages.create(**asked, stream=True)),
+            refusal(lambda: client.messages.count_tokens(model=TALKER, messages=asked["messages"])),
+        ]
+
+
 # -- langchain-ollama --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _langchain(url: str, **more: Any) -> Iterator[langchain_ollama.ChatOllama]:
-    given = {"model": TALKER, "temperature": 0, "seed": 7, "num_predict": 5} | more
+    given: dict[str, Any] = {"model": TALKER, "temperature": 0, "seed": 7, "num_predict": 5} | more
     chat = langchain_ollama.ChatOllama(base_url=url, client_kwargs={"trust_env": False}, **given)
     try:
         yield chat
     finally:
-        chat._client.close()
+        _close(chat._client)
+
+
+def _close(client: Any) -> None:
+    """Close a client that its library leaves open."""
+    client.close()
 
 
 def langchain_chat(url: str) -> Any:
@@ -246,14 +267,18 @@ def langchain_text(url: str) -> Any:
     text = langchain_ollama.OllamaLLM(
         model=TALKER, base_url=url, temperature=0, seed=7, num_predict=5, client_kwargs={"trust_env": False}
     )
-    with closing(text._client):
+    try:
         return [text.invoke(WEATHER), list(text.stream(WEATHER))]
+    finally:
+        _close(text._client)
 
 
 def langchain_embeddings(url: str) -> Any:
     embeddings = langchain_ollama.OllamaEmbeddings(model=MODEL, base_url=url, client_kwargs={"trust_env": False})
-    with closing(embeddings._client):
+    try:
         return embeddings.embed_query("the sky"), embeddings.embed_documents(["the sky", "the sea"])
+    finally:
+        _close(embeddings._client)
 
 
 def langchain_refusals(url: str) -> Any:
@@ -271,7 +296,7 @@ def langchain_async(url: str) -> Any:
             try:
                 return plain([part async for part in chat.astream(WEATHER)])
             finally:
-                await chat._async_client.close()
+                await _aclose(chat._async_client)
 
     return _run(ask)
 
@@ -279,7 +304,7 @@ def langchain_async(url: str) -> Any:
 SCENARIOS: list[Scenario] = [
     ollama_chat, ollama_generate, ollama_tools, ollama_structured, ollama_embeddings, ollama_models, ollama_refusals,
     ollama_async, openai_chat, openai_completions, openai_tools, openai_structured, openai_embeddings, openai_models,
-    openai_refusals, openai_async, langchain_chat, langchain_tools, langchain_structured,
+    openai_refusals, openai_async, anthropic_refusals, langchain_chat, langchain_tools, langchain_structured,
     langchain_text, langchain_embeddings, langchain_refusals, langchain_async,
 ]  # fmt: skip
 
@@ -301,6 +326,11 @@ async def _first_of(parts: AsyncIterator[Any]) -> None:
 
 async def _nothing() -> None:
     """Nothing is to be closed."""
+
+
+async def _aclose(client: Any) -> None:
+    """Close an asynchronous client that its library leaves open."""
+    await client.close()
 
 
 def ollama_leaves(url: str) -> None:
@@ -355,7 +385,7 @@ def langchain_async_leaves(url: str) -> None:
             try:
                 await _first_of(chat.astream(WEATHER))
             finally:
-                await chat._async_client.close()
+                await _aclose(chat._async_client)
 
     _run(ask)
 

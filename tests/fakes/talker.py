@@ -1,5 +1,7 @@
 """A model for tests, made of the embedded one's weights: says little, always the same, and calls a tool."""
 
+from typing import Any
+
 from supervisor.embedded import MODEL
 
 TALKER = "talker"
@@ -7,7 +9,7 @@ WEATHER = "Weather in Paris?"
 FEW = {"temperature": 0, "seed": 7, "num_predict": 4}
 
 SCHEMA = {"type": "object", "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]}
-TOOLS = [
+TOOLS: list[Any] = [
     {
         "type": "function",
         "function": {

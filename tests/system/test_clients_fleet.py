@@ -53,6 +53,14 @@ def talker(fleet: Chimera, command: Command) -> str:
     return TALKER
 
 
+@pytest.fixture
+def emptied(fleet: Chimera, command: Command, talker: str) -> None:
+    """No worker has a model loaded: one file of weights, which Ollama lists by the name that it was loaded by."""
+    for model in (MODEL, talker):
+        assert command(fleet.port, "stop", model).status == 0
+    wait_for(lambda: loaded(fleet) == [[], []])
+
+
 def both(fleet: Chimera, command: Command, *words: str, stdin: str = "") -> Shown:
     """Say the same to a worker and to the gateway; return what is shown, the same for both."""
     own = command(fleet.instance("w1")["port"], *words, stdin=stdin)
@@ -149,10 +157,8 @@ def test_a_pull_that_succeeds(fleet: Chimera, command: Command, offers: Registry
 # -- the fleet ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("emptied")
 def test_run_stop_and_ps_are_about_every_worker(fleet: Chimera, command: Command, talker: str) -> None:
-    for model in (MODEL, talker):  # one file of weights, which Ollama lists by the name that it was loaded by
-        assert command(fleet.port, "stop", model).status == 0
-    wait_for(lambda: loaded(fleet) == [[], []])
     assert command(fleet.port, "ps").out == ["NAME    ID    SIZE    PROCESSOR    UNTIL"]
 
     shown = command.typed(fleet.port, "run", "--keepalive", "1h", talker, says=[WEATHER, "/bye"])
@@ -166,6 +172,7 @@ def test_run_stop_and_ps_are_about_every_worker(fleet: Chimera, command: Command
     wait_for(lambda: loaded(fleet) == [[], []])
 
 
+@pytest.mark.usefixtures("emptied")
 def test_the_loaded_models_of_a_fleet(fleet: Chimera) -> None:
     with ollama.Client(fleet.url, trust_env=False) as client:
         assert client.generate(MODEL, keep_alive=-1).done_reason == "load"
@@ -177,6 +184,7 @@ def test_the_loaded_models_of_a_fleet(fleet: Chimera) -> None:
     assert merged["digest"] == rows[0]["digest"]
 
 
+@pytest.mark.usefixtures("emptied")
 def test_a_cordoned_worker_is_left_out_of_a_load_and_not_of_an_unload(fleet: Chimera, command: Command) -> None:
     fleet.client.post("/api/generate", json={"model": MODEL}).raise_for_status()
     fleet.client.post("/admin/instances/w2/cordon").raise_for_status()
@@ -191,6 +199,7 @@ def test_a_cordoned_worker_is_left_out_of_a_load_and_not_of_an_unload(fleet: Chi
         fleet.client.post("/admin/instances/w2/uncordon").raise_for_status()
 
 
+@pytest.mark.usefixtures("emptied")
 def test_an_answer_after_which_the_model_goes(fleet: Chimera) -> None:
     asked = {
         "model": MODEL,
