@@ -117,8 +117,7 @@ def ollama_refusals(url: str) -> Any:
 def ollama_async(url: str) -> Any:
     async def ask() -> Any:
         async with ollama.AsyncClient(host=url, trust_env=False) as client:
-            parts = [part async for part in await client.chat(TALKER, ASKS, options=FEW, stream=True)]
-            return plain([await client.generate(TALKER, WEATHER, options=FEW), *parts])
+            return plain([part async for part in await client.chat(TALKER, ASKS, options=FEW, stream=True)])
 
     return _run(ask)
 

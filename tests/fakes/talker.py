@@ -24,18 +24,20 @@ TOOLS: list[Any] = [
     }
 ]
 
+CALL = '{"f":"weather","a":{"city":"Paris"}}'  # how it calls the tool
+
 # Examples show a base model, which follows no instructions, how a tool is called. What Ollama reads of a template is
 # `.Tools`, without which it refuses tools, and how `.ToolCalls` are written, which is how it finds them in an answer.
 _TEMPLATE = """{{ if .Tools }}{{ .Tools }}
 {{ end }}Question: Weather in Oslo?
-Answer: {"name": "weather", "parameters": {"city": "Oslo"}}
+Answer: {"f":"weather","a":{"city":"Oslo"}}
 
 Question: Weather in Rome?
-Answer: {"name": "weather", "parameters": {"city": "Rome"}}
+Answer: {"f":"weather","a":{"city":"Rome"}}
 
 {{ range .Messages }}{{ if eq .Role "tool" }}Result: {{ .Content }}
-{{ else if eq .Role "assistant" }}Answer: {{ .Content }}{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", \
-"parameters": {{ .Function.Arguments }}}{{ end }}
+{{ else if eq .Role "assistant" }}Answer: {{ .Content }}{{ range .ToolCalls }}{"f":"{{ .Function.Name }}",\
+"a":{{ .Function.Arguments }}}{{ end }}
 {{ else }}Question: {{ .Content }}
 {{ end }}{{ end }}Answer:"""
 

@@ -15,10 +15,9 @@ from supervisor.embedded import MODEL, Embedded
 from tests.fakes.chimera import Chimera, chimera, path_without_ollama, wait_for
 from tests.fakes.command import Command, Shown
 from tests.fakes.registry import Registry, registry
-from tests.fakes.talker import TALKER, WEATHER, modelfile
+from tests.fakes.talker import CALL, TALKER, WEATHER, modelfile
 
 MIB = 1024**2
-CALL = '{"name": "weather", "parameters": {"city": "Paris"}}'
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +60,10 @@ def emptied(fleet: Chimera, command: Command, talker: str) -> None:
     wait_for(lambda: loaded(fleet) == [[], []])
 
 
-def both(fleet: Chimera, command: Command, *words: str, stdin: str = "") -> Shown:
+def both(fleet: Chimera, command: Command, *words: str) -> Shown:
     """Say the same to a worker and to the gateway; return what is shown, the same for both."""
-    own = command(fleet.instance("w1")["port"], *words, stdin=stdin)
-    assert command(fleet.port, *words, stdin=stdin) == own
+    own = command(fleet.instance("w1")["port"], *words)
+    assert command(fleet.port, *words) == own
     return own
 
 
@@ -79,9 +78,8 @@ def loaded(fleet: Chimera) -> list[list[str]]:
 
 def test_create_list_and_run(fleet: Chimera, command: Command, talker: str) -> None:
     assert {line.split()[0] for line in both(fleet, command, "list").out[1:]} >= {MODEL, f"{talker}:latest"}
-    said = both(fleet, command, "run", talker, WEATHER)
-    assert said.out == [CALL]
-    assert both(fleet, command, "run", talker, stdin=WEATHER) == said
+    assert both(fleet, command, "run", talker, WEATHER).out == [CALL]
+    assert command(fleet.port, "run", talker, stdin=WEATHER).out == [CALL]
 
 
 def test_show(fleet: Chimera, command: Command, talker: str) -> None:
