@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
         --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak bench check format lock setup-run setup-dev ollama
+.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench check format lock setup-run setup-dev ollama
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "Chimera: Ollama on every GPU of this machine, behind one address\n"} \
@@ -49,6 +49,9 @@ soak: setup-dev ## 2,000 restarts in a row, then 64 idle workers: what they cost
 bench: setup-dev ## Chimera next to HAProxy (apt install haproxy), in one run; real Ollama (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
 	@$(BIN)/python -m scripts.bench conversations $(ARGS)
+
+fuzz: setup-dev ## Try parsers, the published document and the port with what nobody sends on purpose (ARGS="--help")
+	@$(BIN)/python -m scripts.fuzz $(ARGS)
 
 check: setup-dev ## Format, lint, types, unit tests: under a minute
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }

@@ -140,7 +140,10 @@ class Store:
         self.blobs = directory / "blobs"
 
     def path(self, name: str) -> Path:
-        return self.models / (quote(full_name(name), safe="") + ".json")
+        file = quote(full_name(name), safe="") + ".json"
+        if len(file) > 200:
+            raise ValueError("the model's name is too long")
+        return self.models / file
 
     def add(self, name: str) -> None:
         """Register a model, as create and pull do."""
@@ -508,6 +511,11 @@ class Server:
             self.handler(connection.method, connection.path)(connection, body, keys)
         except AnswerError as error:
             connection.error(error.status, error.text)
+        except ODD as error:
+            # what Ollama's strict types refuse; in the middle of an answer there is nothing left but to cut it
+            if connection.started:
+                raise ClientGoneError from error
+            connection.error(400, f"cannot make sense of it: {error}")
 
     def handler(self, method: str, path: str) -> Handler:
         table: dict[tuple[str, str], Handler] = {
@@ -747,6 +755,8 @@ class Server:
         connection.json(200, shape.end(text, count, whole=True))
 
 
+# What a body with fields of other types, or a name longer than a file's may be, comes to in Python.
+ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 FAULTS = {"status", "die_on_request"}
 FAULTS |= {"die_mid_stream_after", "hang_after", "error_line_after", "truncate_after"}
 NDJSON = "application/x-ndjson"
