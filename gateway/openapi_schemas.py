@@ -54,7 +54,7 @@ _TROUBLE = shape(
 )  # fmt: skip
 _EXIT = shape(
     "how its last process ended",
-    reason=STRING, code=or_null({"type": "integer"}), signal=or_null({"type": "integer"}), at=MOMENT,
+    reason=STRING, code=or_null({"type": "integer"}), signal=or_null(STRING), at=MOMENT,
 )  # fmt: skip
 _WORKER: Json = {
     "id": STRING,
