@@ -130,7 +130,7 @@ async def place(nursery: trio.Nursery) -> AsyncIterator[Place]:
     sockets = listen("127.0.0.1", 0)
 
     async def serve(task_status: trio.TaskStatus[object]) -> None:
-        await run_gateway(front, sockets, stall_timeout_s=TOO_LONG_S, task_status=task_status)
+        await run_gateway(front, sockets, stall_timeout_s=TOO_LONG_S, max_connections=10, task_status=task_status)
 
     await nursery.start(serve)
     async with AsyncExitStack() as stack:
