@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ import trio
 
 from gateway.admission import Notice
 from gateway.book import Book
-from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, Unsendable, dialect_of
+from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, QueueFull, Unsendable, dialect_of
 from gateway.exchange import Exchange, Request, answer_error
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, sendable, value_of
@@ -76,21 +76,28 @@ class AsgiBody:
             self._waited_s, self._brought = 0.0, 0
         return part
 
-    async def read(self, declared: bytes | None, max_body_bytes: int) -> bytes:
-        """Return the whole body.
+    async def read(self, declared: bytes | None, max_body_bytes: int, room: "Room") -> bytes:
+        """Return the whole body; while it is being read it takes of `room`.
 
-        Raises BodyTooLarge, at once where the length was declared, BodyTooSlow and ClientGone.
+        Raises BodyTooLarge, at once where the length was declared, QueueFull where there is no more room, BodyTooSlow
+        and ClientGone.
         """
         if declared is not None and int(declared) > max_body_bytes:
             raise BodyTooLarge(max_body_bytes)
         parts: list[bytes] = []
         length = 0
-        while not self.complete:
-            parts.append(await self._next())
-            length += len(parts[-1])
-            if length > max_body_bytes:
-                raise BodyTooLarge(max_body_bytes)
-        return b"".join(parts)
+        try:
+            while not self.complete:
+                parts.append(await self._next())
+                length += len(parts[-1])
+                room.bytes += len(parts[-1])
+                if length > max_body_bytes:
+                    raise BodyTooLarge(max_body_bytes)
+                if room.bytes > room.most_bytes:
+                    raise QueueFull
+            return b"".join(parts)
+        finally:
+            room.bytes -= length
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body part by part; nothing is held. Raises BodyTooSlow and ClientGone."""
@@ -117,6 +124,14 @@ class AsgiBody:
         """Return when the client has left. Before the body is complete, its reader is who meets that."""
         await self._completed.wait()
         await self.drain()
+
+
+@dataclass(slots=True)
+class Room:
+    """What the bodies that are being read take together, and may take: before a ticket there is no other bound."""
+
+    most_bytes: int
+    bytes: int = 0
 
 
 class AsgiReply:
@@ -178,6 +193,7 @@ class Front:
         self._book = book or Book(metrics)
         self._pages = pages
         self._max_body_bytes = max_body_bytes
+        self._reading = Room(max(exchange.admission.dispatcher.queue_bytes, max_body_bytes))
         self._pin_load_options = pin_load_options
         self._keyring = keyring or Keyring()
 
@@ -222,7 +238,7 @@ class Front:
             async with aclosing(body.stream()) as parts:
                 await self._while_there(body, reply, self._exchange.to_primary(request, parts, reply))
             return
-        whole = await body.read(declared, self._max_body_bytes)
+        whole = await body.read(declared, self._max_body_bytes, self._reading)
         await self._while_there(body, reply, self._inference(who, request, whole, reply))
 
     async def _while_there(self, body: AsgiBody, reply: AsgiReply, doing: Awaitable[None]) -> None:

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import asgi as module
-from gateway.asgi import AsgiBody, Front
+from gateway.asgi import AsgiBody, Front, Room
 from gateway.errors import BodyTooSlow
 from gateway.pulls import BODY_BYTES, Pulls
 from tests.fakes.asgi import AsgiClient, Message
@@ -249,7 +249,7 @@ async def test_a_body_over_a_bad_line_is_taken_however_long_it_takes(
     part_bytes: int, pause_s: float, parts: int, autojump_clock: trio.abc.Clock
 ) -> None:
     body = AsgiBody(Sender(part_bytes, pause_s, parts).receive)
-    assert len(await body.read(None, 1_000_000)) == part_bytes * parts
+    assert len(await body.read(None, 1_000_000, Room(1_000_000))) == part_bytes * parts
     assert trio.current_time() >= pause_s * parts
 
 
@@ -261,7 +261,7 @@ async def test_a_sender_of_one_byte_a_second_is_refused(
 ) -> None:
     body = AsgiBody(Sender(part_bytes, pause_s, 1_000_000).receive)
     with pytest.raises(BodyTooSlow):
-        await body.read(None, 1_000_000)
+        await body.read(None, 1_000_000, Room(1_000_000))
     assert trio.current_time() == pytest.approx(gives_up_s)
     assert body.too_slow
 
@@ -493,3 +493,24 @@ async def test_a_client_that_asks_hears_of_its_place_before_its_answer(house: Ho
         go_on.set()
     assert second.status == 200
     assert told == ([(102, {b"x-request-id": b"r2", b"x-chimera-queue-position": b"1"})] if asks else [])
+
+
+async def test_bodies_that_are_being_read_are_bounded_together(house: House) -> None:
+    """Each alone is small enough; a thousand slow senders of large ones would take all memory before any ticket."""
+    server = await house.hall.worker("a", streams(LINE))
+    front = house.front
+    front._reading = Room(2 * MAX_BODY_BYTES)
+    part = b"x" * (MAX_BODY_BYTES - 100)
+    async with trio.open_nursery() as nursery:
+        slow = [AsgiClient(front, "POST", "/api/chat") for _ in range(2)]
+        for client in slow:
+            nursery.start_soon(client.run)
+            client.send_body(part, more=True)
+        await wait_all_tasks_blocked()
+        third = AsgiClient(front, "POST", "/api/chat")
+        assert (await third.ask(part)).status == 503
+        for client in slow:
+            client.leave()
+    assert front._reading.bytes == 0
+    assert (await AsgiClient(front, "POST", "/api/chat").ask(CHAT)).status == 200
+    assert len(server.received) == 1
