@@ -175,6 +175,8 @@ CPU_LINE = CUDA_LINE.replace("GPU-aa", "0").replace("library=cuda", "library=cpu
         (CPU_LINE, True),
         (CPU_LINE + CUDA_LINE, False),
         (CPU_LINE.replace("library=cpu", 'library="cpu"'), True),
+        ("library=cpu inference compute\nlibrary=cpu\n", False),
+        ("inference compute " * 60_000 + CPU_LINE, True),  # 64 KiB of it took 1.7 s
     ],
 )
 def test_ollamas_log_says_where_it_computes(log: str, on_cpu: bool) -> None:
