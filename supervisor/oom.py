@@ -22,7 +22,9 @@ _RECORD_BYTES = 8192  # the kernel gives one record a read
 _MOST_RECORDS = 20_000
 # oom-kill:constraint=CONSTRAINT_MEMCG,...,task=ollama,pid=4711,uid=0
 # Memory cgroup out of memory: Killed process 4711 (ollama) total-vm:...
-_VICTIM = re.compile(r"oom-kill:.*\bpid=(\d+)|[Oo]ut of memory.*: Killed process (\d+)|^Killed process (\d+)")
+_VICTIM = re.compile(
+    r"oom-kill:.*\bpid=(\d{1,9})\b|[Oo]ut of memory.*: Killed process (\d{1,9})\b|^Killed process (\d{1,9})\b"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ EATER = "import time\nkept = []\nwhile True: kept.append(bytearray(1 << 20)); ke
         ([OLD], [4714]),
         ([GROUP, INSIDE.replace("4713", "4711")], [4711]),  # one kill, told twice
         ([OLD, MACHINE, "6,1,2,-;x", GROUP], [4714, 4712, 4711]),
+        (["3,1,2,-;Killed process " + "9" * 5000, "6,1,2,-;oom-kill:pid=" + "9" * 5000], []),  # no process's number
         (["6,1,2,-;eth0: link up pid=4711", INVOKED, "", "no record; at all"], []),
     ],
 )
