@@ -53,7 +53,7 @@ class Prober:
         answer = await self._json(port, "/api/ps", PROBE_TIMEOUT_S)
         try:
             return tuple(_loaded(model) for model in answer["models"] or [])
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             return None
 
     async def stored(self, port: int) -> frozenset[str] | None:

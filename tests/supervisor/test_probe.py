@@ -85,6 +85,12 @@ async def test_an_answer_that_is_not_ollamas_is_none(prober: Prober, body: bytes
         assert await prober.stored(port) is None
 
 
+@pytest.mark.parametrize("size", [b"1e999", b"Infinity", b"NaN", b'"x"', b"[1]", b"9" * 5000])
+async def test_a_size_that_is_none_makes_no_good_answer(prober: Prober, size: bytes) -> None:
+    async with answering(b'{"models": [{"name": "m", "size": ' + size + b"}]}") as port:
+        assert await prober.ps(port) is None
+
+
 @pytest.mark.parametrize("head", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"])
 async def test_a_stranger_that_does_not_speak_http_is_none(prober: Prober, head: bytes) -> None:
     async with answering(b"", head=head) as port:
