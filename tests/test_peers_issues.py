@@ -21,7 +21,11 @@ import pytest
 import trio
 
 from gateway.asgi import Front
+from gateway.database import open_database
 from gateway.dispatch import Dispatcher
+from gateway.key_store import KeyStore
+from gateway.keyring import Keyring
+from gateway.limits import Limits
 from gateway.pulls import Pulls
 from gateway.slots import Ticket
 from supervisor import process as process_module
@@ -32,7 +36,6 @@ from supervisor.standing import Goal
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import Hall
 from tests.fakes.house import fake_house, until
-from tests.fakes.stage import SECRET, a_keyring
 from tests.fakes.worker_server import says
 
 ROOT = Path(__file__).parents[1]
@@ -144,16 +147,25 @@ async def _no_pages(scope: Message, receive: object, send: object) -> None:
     raise AssertionError(f"a page was asked for: {scope['path']}")
 
 
-async def _ask_often(hall: Hall, times: int) -> None:
-    keyring = a_keyring(SECRET)  # without a store: to ask it would be a refusal
+async def _keyed(state_dir: Path) -> tuple[Keyring, str]:
+    """Keys that are asked for, in a database that is there, and one of them."""
+    store = await trio.to_thread.run_sync(lambda: KeyStore(open_database(None, state_dir)))
+    keyring = Keyring(store, required=True)
+    secret, _ = await keyring.create("a caller", Limits(concurrency=1), priority=0, models=False)
+    return keyring, secret
+
+
+async def _ask_often(hall: Hall, times: int, keyring: Keyring, secret: str) -> None:
     front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, _no_pages, max_body_bytes=1000, keyring=keyring)
-    headers = [("content-length", str(len(CHAT))), ("authorization", f"Bearer {SECRET}")]
+    headers = [("content-length", str(len(CHAT))), ("authorization", f"Bearer {secret}")]
     for _ in range(times):
         client = await AsgiClient(front, "POST", "/api/chat", headers).ask(CHAT)
         assert client.status == 200
 
 
-async def test_no_password_is_hashed_for_a_request(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_password_is_hashed_for_a_request(
+    nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """https://github.com/gpustack/gpustack/issues/1842
 
     A slow hash, made to be slow, was computed for the key of each request: two thirds of the throughput.
@@ -166,7 +178,7 @@ async def test_no_password_is_hashed_for_a_request(nursery: trio.Nursery, monkey
         monkeypatch.setattr(hashlib, name, slow)
     hall = Hall(nursery)
     await hall.worker("a", says(b'{"done":true}'))
-    await _ask_often(hall, 20)
+    await _ask_often(hall, 20, *await _keyed(tmp_path))
     await hall.upstream.aclose()
     slow_ones = {"argon2", "bcrypt", "crypt", "passlib", "pbkdf2_hmac", "scrypt", "werkzeug.security"}
     for module in (ROOT / "gateway").glob("*.py"):
@@ -185,16 +197,17 @@ def _names(module: Path) -> set[str]:
     return found
 
 
-async def test_no_file_and_no_database_is_opened_for_a_request(nursery: trio.Nursery) -> None:
+async def test_no_file_and_no_database_is_opened_for_a_request(nursery: trio.Nursery, tmp_path: Path) -> None:
     """https://github.com/gpustack/gpustack/issues/1332
 
     Each request took a database session to look up its key; when the pool was empty, good keys were refused (401).
     """
     hall = Hall(nursery)
     await hall.worker("a", says(b'{"done":true}'))
-    await _ask_often(hall, 1)  # what is loaded once
+    keyring, secret = await _keyed(tmp_path)
+    await _ask_often(hall, 1, keyring, secret)  # what is loaded once
     with _touching().look() as touched:
-        await _ask_often(hall, 20)
+        await _ask_often(hall, 20, keyring, secret)
         assert touched == []
         (ROOT / "pyproject.toml").read_bytes()
         assert len(touched) == 1, "such things are seen"
