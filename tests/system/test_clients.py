@@ -65,6 +65,8 @@ CHAT = {"model": TALKER, "messages": ASKS, "options": FEW}
 V1_CHAT = {"model": TALKER, "messages": ASKS, "max_tokens": FEW["num_predict"], "temperature": 0, "seed": 7}
 V1_TEXT = {"model": TALKER, "prompt": WEATHER, "max_tokens": FEW["num_predict"], "temperature": 0, "seed": 7}
 TURNS = [{"role": "system", "content": "Be brief."}, *ASKS, {"role": "assistant", "content": "Fine."}, *ASKS]
+CALLED = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+AFTER_A_CALL = [*ASKS, {"role": "assistant", "content": "", "tool_calls": [CALLED]}, {"role": "tool", "content": "11°"}]
 LONGER = {"options": FEW | {"num_predict": 20}}
 WHOLE = {"stream": False}
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA}}
@@ -81,6 +83,7 @@ JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "weather", "schema
         ("/api/chat", CHAT),
         ("/api/chat", CHAT | WHOLE),
         ("/api/chat", CHAT | {"messages": TURNS, "keep_alive": -1}),
+        ("/api/chat", CHAT | {"messages": AFTER_A_CALL}),
         ("/api/chat", CHAT | {"format": SCHEMA}),
         ("/api/chat", CHAT | LONGER | {"tools": TOOLS}),
         ("/api/chat", CHAT | WHOLE | LONGER | {"tools": TOOLS}),
