@@ -12,7 +12,7 @@ import trio
 from gateway.admission import Notice
 from gateway.book import Book
 from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, GatewayError, QueueFull, Unsendable, dialect_of
-from gateway.exchange import Exchange, Request, answer_error
+from gateway.exchange import Exchange
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers, framing_of, request_id_of, sendable, value_of
 from gateway.keyring import Keyring
@@ -21,6 +21,7 @@ from gateway.load_options import names_of, without_load_options
 from gateway.metrics import Metrics
 from gateway.ollama import Answerer, Kind, answerer, read_ask
 from gateway.pulls import BODY_BYTES, Pulls
+from gateway.request import Request, answer_error
 
 log = structlog.get_logger("gateway")
 

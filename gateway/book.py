@@ -12,9 +12,9 @@ import trio
 
 from gateway.access import AccessLog, fields_of
 from gateway.errors import ClientGone
-from gateway.exchange import Request
 from gateway.metrics import Metrics
 from gateway.phases import REFUSALS, outcome_of
+from gateway.request import Request
 
 
 class Got(Protocol):

@@ -1,44 +1,36 @@
 """One request from arrival to its last byte: lease, upstream, relay, retry. Both lanes call this.
 
-The reply is told through the small `Reply` protocol, so that there is one place for leases, retries and
-watchdogs however the client is connected. The client's leaving arrives here as cancellation.
+The client's leaving arrives here as cancellation.
 """
 
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 import trio
 
-from gateway.admission import Admission, Notice
+from gateway.admission import Admission
 from gateway.affinity import Life
 from gateway.ending import End, end_of, is_stream
 from gateway.errors import (
     ConnectFailed,
-    Dialect,
     Fault,
     FirstByteTimeout,
     LoadFailed,
     PrimaryAway,
     RunnerDied,
     Stalled,
-    Told,
     WorkerLost,
     WorkerRefused,
-    error_body,
-    error_event,
-    error_headers,
-    told,
 )
-from gateway.headers import Headers, framing_of, request_headers, response_headers, value_of
+from gateway.headers import Headers, framing_of, request_headers, response_headers
 from gateway.metrics import Metrics
 from gateway.ollama import ERROR_BYTES, ERROR_STARTS, Ask, full_name, load_failed, runner_died, tokens_of
-from gateway.phases import Phases, Try, Unnoted, WorkerNotes, try_outcome_of
+from gateway.phases import Try, Unnoted, WorkerNotes, try_outcome_of
+from gateway.request import Reply, Request, end_broken, own_headers
 from gateway.retry import RetryBudget, Tries
 from gateway.slots import Lease, WorkerSlots
-from gateway.traceparent import TraceParent
 from gateway.upstream import Answer, Upstream
 
 log = structlog.get_logger("gateway")
@@ -50,49 +42,6 @@ LOSS_NOTICED_S = 0.25
 
 # An answer of fewer tokens says little of how fast its worker is.
 PACE_TOKENS = 4
-
-
-class Reply(Protocol):
-    """Where an answer goes."""
-
-    started: bool
-
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send the head."""
-
-    async def write(self, data: bytes) -> None:
-        """Send a part of the body; returns when the client has room for more."""
-
-    async def end(self) -> None:
-        """Complete the body."""
-
-    async def abort(self) -> None:
-        """Cut the connection: the client must see that the body is not complete."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A client's request, its body not yet read. `target` is path and query as they came."""
-
-    method: str
-    path: str
-    target: bytes
-    headers: Headers
-    dialect: Dialect
-    id: str
-    caller: str = ""  # whom the queue is to be fair to
-    priority: int = 0  # what lets it pass others there
-    spent: Callable[[int], None] = lambda _: None  # who hears, once, how many tokens a worker's answer took
-    notice: Notice | None = None  # who hears of its place there
-    attempts: int = 0
-    waited_s: float = 0.0
-    worker_id: str | None = None
-    arrived: float = field(default_factory=trio.current_time)
-    unloads: bool = False  # its model is unloaded when it has been answered
-    dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
-    asked: float = 0.0  # when the present attempt began (trio's clock)
-    phases: Phases = field(default_factory=Phases)
-    trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
 
 
 class WorkerWatch(Protocol):
@@ -304,7 +253,7 @@ class Exchange:
             if request.phases.broken is None:
                 request.spent(chunks)
                 self._broken(request, "stalled" if isinstance(fault, Stalled) else "lost", str(fault))
-            await _end_broken(request, answer, reply, fault, bytes(tail))
+            await end_broken(request, answer.headers, reply, fault, bytes(tail))
             return
         except BaseException:  # the client left: what it got it had, or nobody who leaves early would ever be counted
             request.spent(chunks if lease is not None else 0)
@@ -346,19 +295,6 @@ class Exchange:
             raise WorkerLost("its stream ended without its last word")
 
 
-def own_headers(request: Request) -> Headers:
-    """Return what an answer says of its way: who gave it, after how long in the queue, at which attempt."""
-    own = [
-        (b"x-request-id", request.id.encode()),
-        (b"x-chimera-worker", (request.worker_id or "").encode()),
-        (b"x-chimera-queue-ms", str(round(request.waited_s * 1000)).encode()),
-        (b"x-chimera-attempts", str(request.attempts).encode()),
-    ]
-    if request.dropped_options:
-        own.append((b"x-chimera-options-dropped", request.dropped_options.encode()))
-    return own
-
-
 async def _error_part(answer: Answer, first: bytes) -> bytes:
     """Read on in what looks like an error until it is all there: its line, or its body, or ERROR_BYTES of it."""
     while len(first) < ERROR_BYTES and not (first.endswith(b"\n") and answer.status != 500):
@@ -367,45 +303,3 @@ async def _error_part(answer: Answer, first: bytes) -> bytes:
             break
         first += more
     return first
-
-
-async def _end_broken(request: Request, answer: Answer, reply: Reply, fault: Fault, last: bytes) -> None:
-    """End a broken body so that it never looks complete: an error line where there are lines, else a cut.
-
-    `last` is the end of what was sent. Nothing can be added to a body whose length was declared.
-    """
-    headers = [(name.lower(), value) for name, value in answer.headers]
-    kind = value_of(headers, b"content-type") or b""
-    sse = kind.startswith(b"text/event-stream")
-    lines = sse or kind.startswith(b"application/x-ndjson")
-    if not lines or value_of(headers, b"content-length") is not None:
-        await reply.abort()
-        return
-    mid_line = bool(last) and not last.endswith(b"\n\n" if sse else b"\n")  # an event ends with an empty line
-    sentence = (
-        "the worker fell silent within its answer"
-        if isinstance(fault, Stalled)
-        else "the worker was lost before its answer was complete"
-    )
-    await reply.write(error_event(request.dialect, sentence, sse=sse, mid_line=mid_line))
-    await reply.end()
-
-
-async def answer_error(request: Request, fault: Fault, reply: Reply) -> None:
-    """Tell the client of a fault; nothing has been sent yet."""
-    said = told(fault)
-    await answer_told(request, said, reply)
-
-
-async def answer_told(request: Request, said: Told, reply: Reply) -> None:
-    """Send an error answer."""
-    body = error_body(request.dialect, said.status, said.sentence)
-    headers = [
-        *error_headers(said),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request.id.encode()),
-    ]
-    await reply.start(said.status, headers)
-    if request.method != "HEAD":
-        await reply.write(body)
-    await reply.end()

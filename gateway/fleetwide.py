@@ -13,10 +13,11 @@ import trio
 
 from gateway.affinity import Life
 from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
-from gateway.exchange import Exchange, Reply, Request, own_headers
+from gateway.exchange import Exchange
 from gateway.headers import Headers, request_headers, response_headers
 from gateway.ollama import Ask, Kind, full_name
 from gateway.phases import Try
+from gateway.request import Reply, Request, own_headers
 from gateway.slots import WorkerSlots
 
 log = structlog.get_logger("gateway")

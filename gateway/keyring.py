@@ -19,10 +19,10 @@ import trio
 
 from gateway.database import DatabaseFault
 from gateway.errors import BadPriority, KeyMissing, KeyUnknown, ModelsForbidden, OverLimit
-from gateway.exchange import Request
 from gateway.keys import SECRET_BYTES, Key, KeyBook, digest_of, make_secret, presented, priority_of, shown
 from gateway.limits import Limits, Use
 from gateway.ollama import Answerer, changes_models
+from gateway.request import Request
 
 log = structlog.get_logger("gateway")
 

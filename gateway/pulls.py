@@ -22,9 +22,10 @@ from gateway.errors import (
     WorkerLost,
     error_event,
 )
-from gateway.exchange import PRIMARY, Exchange, Reply, Request, own_headers
+from gateway.exchange import PRIMARY, Exchange
 from gateway.headers import Headers, request_headers, response_headers
 from gateway.ollama import PullAsk, read_pull
+from gateway.request import Reply, Request, own_headers
 from gateway.upstream import Answer
 
 log = structlog.get_logger("gateway")

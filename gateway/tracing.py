@@ -30,9 +30,9 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from gateway.exchange import Request
 from gateway.labels import known_method, known_route
 from gateway.phases import Try, clean
+from gateway.request import Request
 from gateway.traceparent import TraceParent, parent_of, with_parent
 
 log = structlog.get_logger("gateway")

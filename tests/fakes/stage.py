@@ -23,12 +23,12 @@ from gateway import upstream as upstream_module
 from gateway.admission import Waiting
 from gateway.asgi import Front
 from gateway.errors import GatewayError, dialect_of
-from gateway.exchange import Request, answer_error
 from gateway.keyring import Keyring
 from gateway.keys import Key, digest_of
 from gateway.limits import Limits
 from gateway.ollama import Ask, Kind
 from gateway.pulls import Pulls
+from gateway.request import Request, answer_error
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.cut import Cut, Visit
 from tests.fakes.hall import NOTHING_LEFT, Hall

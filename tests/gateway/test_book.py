@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from gateway.access import AccessLog
 from gateway.asgi import Front
 from gateway.book import Book
-from gateway.exchange import Request
 from gateway.pulls import Pulls
+from gateway.request import Request
 from tests.fakes.asgi import AsgiClient
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import Behaviour, dies, hangs, says, starts, streams

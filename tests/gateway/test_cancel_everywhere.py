@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import asgi as asgi_module
 from gateway import fleetwide as fleetwide_module
 from gateway.errors import Dialect
-from gateway.exchange import Request
+from gateway.request import Request
 from tests.fakes.cut import Visit, Wait, modules, waits_of
 from tests.fakes.reply import RecordingReply
 from tests.fakes.stage import Scenario, Stage, Way, carry_out

@@ -19,8 +19,8 @@ from gateway.errors import (
     WorkerLost,
     dialect_of,
 )
-from gateway.exchange import Request, answer_error
 from gateway.ollama import ERROR_BYTES, Ask, Kind
+from gateway.request import Request, answer_error
 from gateway.retry import MOST_ATTEMPTS
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.reply import RecordingReply

@@ -12,9 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway import fleetwide as module
 from gateway.errors import Dialect, WorkerLost
-from gateway.exchange import Request
 from gateway.fleetwide import Fleetwide, merged_ps, models_of
 from gateway.ollama import Ask, Kind
+from gateway.request import Request
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.reply import RecordingReply
 from tests.fakes.worker_server import Behaviour, dies, hangs, says

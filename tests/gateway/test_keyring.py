@@ -14,12 +14,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway import keyring as module
 from gateway.database import DatabaseFault
 from gateway.errors import BadPriority, GatewayError, KeyMissing, KeyUnknown, ModelsForbidden, OverLimit, dialect_of
-from gateway.exchange import Request
 from gateway.headers import Headers
 from gateway.keyring import Keyring, UnknownKey
 from gateway.keys import SECRET_BYTES, Key, make_secret
 from gateway.limits import Limits
 from gateway.ollama import answerer
+from gateway.request import Request
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STRANGER = make_secret(b"\xff" * SECRET_BYTES)

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from gateway.errors import Dialect, FirstByteTimeout, PrimaryAway, ShuttingDown, Stalled
-from gateway.exchange import Request
 from gateway.pulls import KEPT_LINES, Pull, Pulls
+from gateway.request import Request
 from tests.fakes.hall import Hall
 from tests.fakes.reply import RecordingReply
 from tests.fakes.worker_server import Conversation, WorkerServer, dies, hangs, says, starts, streams
