@@ -6,8 +6,8 @@ The map, from the socket inwards:
 checked and timed there (`framing`, of `head` and `chunks`), what goes waits for no slow reader (`outgoing`), a refusal
 is written as it goes over the `wire`. `answering` sees to it that every answer has an end. `asgi` turns each request
 into a call of `exchange`, or passes it to `app` (Quart: `admin`, health, `metrics`). `exchange` waits in `admission`
-for a lease, talks to the worker through `upstream`, relays, and tries another worker while nothing has been sent; `request` is what it is about.
-`fleetwide` makes one answer of many workers'; `pulls` makes one pull of many clients'.
+for a lease, talks to the worker through `upstream`, relays, and tries another worker while nothing has been sent;
+`request` is what it is about. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
 
 Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
 `database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.

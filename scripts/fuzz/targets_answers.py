@@ -13,11 +13,12 @@ from trio.testing import MockClock
 
 from gateway.admission import Admission
 from gateway.errors import Dialect, GatewayError
-from gateway.exchange import Exchange, Request
+from gateway.exchange import Exchange
 from gateway.fleetwide import Fleetwide
 from gateway.headers import Headers
 from gateway.metrics import Metrics
 from gateway.ollama import read_ask
+from gateway.request import Request
 from gateway.upstream import Upstream
 
 CHAT = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
