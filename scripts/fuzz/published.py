@@ -45,15 +45,17 @@ class Published:
 
     def run(self, clock: Clock) -> None:
         """Try until the clock is over. An operation with a finding is not tried further."""
-        document = self._stage.made.client.get("/openapi.json").raise_for_status().json()
-        schema = schemathesis.openapi.from_dict(document)
-        found: list[Any] = list(schema.get_all_operations())
-        operations = [result.ok() for result in found]
         while clock.left_s > 0:
-            for operation in operations:
-                name = f"{operation.method.upper()} {operation.path}"
-                if clock.left_s > 0 and all(finding.target != name for finding in self.tally.findings):
-                    self._operation(name, operation, clock)
+            self.once(clock)
+
+    def once(self, clock: Clock) -> None:
+        """Try every operation, unless the clock is over before."""
+        document = self._stage.made.client.get("/openapi.json").raise_for_status().json()
+        found: list[Any] = list(schemathesis.openapi.from_dict(document).get_all_operations())
+        for operation in (result.ok() for result in found):
+            name = f"{operation.method.upper()} {operation.path}"
+            if clock.left_s > 0 and all(finding.target != name for finding in self.tally.findings):
+                self._operation(name, operation, clock)
 
     def _operation(self, name: str, operation: Any, clock: Clock) -> None:
         self._stage.refill()

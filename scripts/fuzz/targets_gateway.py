@@ -49,10 +49,14 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON, but Python's")
+
+
 def plain_object(data: bytes) -> dict[str, Any] | None:
     """Return the JSON object that a body plainly is, None for what leaves anything open."""
     try:
-        value = json.loads(data, object_pairs_hook=_plain)
+        value = json.loads(data, object_pairs_hook=_plain, parse_constant=_no_number)
     except (ValueError, RecursionError, _TwoNames):
         return None
     return value if isinstance(value, dict) and all(name == name.casefold() for name in value) else None

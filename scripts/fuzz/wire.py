@@ -26,7 +26,7 @@ HANG_S = 30.0
 WARM_UP_BATCHES = 300
 # A client that sends half a request and waits is no fault; how long one of ours does before it says that it is done.
 PATIENCE_S = 0.05
-_STATUS = re.compile(rb"(?:^|\r\n\r\n|\n)HTTP/1\.1 (\d{3}) [^\n]*\r\n(.*?)\r\n\r\n", re.DOTALL)
+_STATUS = re.compile(rb"(?:\A|(?<=\n))HTTP/1\.1 (\d{3}) [^\n]*\r\n(.*?)\r\n\r\n", re.DOTALL)
 
 
 async def one(port: int, data: bytes, pieces: int) -> bytes:
