@@ -101,9 +101,9 @@ class Fleetwide:
             for worker in workers:
                 nursery.start_soon(ask, worker)
         in_order = {worker.id: answers[worker.id] for worker in workers if worker.id in answers}
-        request.worker_id, request.attempts = ",".join(in_order), 1
         body = msgspec.json.encode(merged_ps(in_order))
-        await self._answer(request, reply, 200, [(b"content-type", b"application/json; charset=utf-8")], body)
+        kind = [(b"content-type", b"application/json; charset=utf-8")]
+        await self._answer(request, reply, list(in_order), (200, kind, body))
 
     async def load(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
         """Load or unload a model on every worker that it concerns.
@@ -135,9 +135,8 @@ class Fleetwide:
         if not in_order:
             raise WorkerLost("every worker was lost while it loaded")
         speakers = _speakers(ask.kind, in_order)
-        request.worker_id, request.attempts = ",".join(speakers), 1
-        status, headers, answer = in_order[speakers[0]]
-        await self._answer(request, reply, status, headers, answer)
+        request.worker_id = speakers[0]
+        await self._answer(request, reply, speakers, in_order[speakers[0]])
 
     def _in_service(self) -> Sequence[WorkerSlots]:
         return self._exchange.admission.dispatcher.ready()
@@ -196,9 +195,13 @@ class Fleetwide:
             passed = [pair for pair in response_headers(answer.headers) if pair[0] != b"content-length"]
             return answer.status, passed, whole
 
-    async def _answer(self, request: Request, reply: Reply, status: int, headers: Headers, body: bytes) -> None:
+    async def _answer(self, request: Request, reply: Reply, workers: Sequence[str], answer: _WholeAnswer) -> None:
+        status, headers, body = answer
+        request.attempts = 1
+        own = [(name, value) for name, value in own_headers(request) if name != b"x-chimera-worker"]
+        named = (b"x-chimera-worker", ",".join(workers).encode())
         length = (b"content-length", str(len(body)).encode())
-        await reply.start(status, [*headers, length, *own_headers(request)])
+        await reply.start(status, [*headers, length, named, *own])
         if body:
             await reply.write(body)
         await reply.end()
