@@ -193,7 +193,7 @@ async def test_a_request_to_the_primary_and_a_load_have_theirs(house: House) -> 
     await house.client("/api/generate").ask(b'{"model":"m"}')
     shown, loaded = (json.loads(line) for line in house.lines)
     assert (shown["worker"], shown["outcome"], shown["attempts"]) == ("primary", "ok", 1)
-    assert (loaded["worker"], loaded["outcome"], loaded["model"]) == ("a,b", "ok", "m")
+    assert (loaded["worker"], loaded["outcome"], loaded["model"]) == ("a", "ok", "m")
     assert sorted(note[:2] for note in house.notes) == [
         ("begins", "a"), ("begins", "b"), ("begins", "primary"), ("ends", "a"), ("ends", "b"), ("ends", "primary"),
     ]  # fmt: skip
