@@ -144,10 +144,10 @@ class Admission:
                 "worker passed over for a while: it fails requests", worker=lease.worker_id, for_s=after.pause_s
             )
 
-    def cool(self, lease: Lease) -> None:
+    def cool(self, worker: WorkerSlots, model: str | None) -> None:
         """A worker could not load a model."""
-        self._wake(self.dispatcher.cool(lease, trio.current_time()))
-        log.warning("worker passed over for a model that it could not load", worker=lease.worker_id, model=lease.model)
+        self._wake(self.dispatcher.cool(worker, model, trio.current_time()))
+        log.warning("worker passed over for a model that it could not load", worker=worker.id, model=model)
 
     def answered(self, lease: Lease) -> None:
         """A worker has begun to answer."""

@@ -174,10 +174,10 @@ class Dispatcher:
         lease.worker.breaker = lease.worker.breaker.failed(now)
         return self._grant()  # with the last well one passed over, all serve
 
-    def cool(self, lease: Lease, now: float) -> list[Ticket]:
+    def cool(self, worker: WorkerSlots, model: str | None, now: float) -> list[Ticket]:
         """A worker could not load a model: it is passed over for that model, and for no other, for COOL_S."""
-        lease.worker.cooled[lease.model] = now + COOL_S
-        lease.worker.learn(lease.model, loaded=False)
+        worker.cooled[model] = now + COOL_S
+        worker.learn(model, loaded=False)
         return self._grant()
 
     def answered(self, lease: Lease) -> list[Ticket]:

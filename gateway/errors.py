@@ -120,6 +120,14 @@ class LoadFailed(GatewayError):
     """A worker answered that it could not load the model. Nothing was sent to the client."""
 
 
+class ModelLethal(GatewayError):
+    """Loading the model has ended the workers that tried (gateway.lethal). It is not tried for `paused_s`."""
+
+    def __init__(self, paused_s: float) -> None:
+        super().__init__(f"not tried for {paused_s:.0f} s")
+        self.paused_s = paused_s
+
+
 class FirstByteTimeout(GatewayError):
     """A worker gave no first byte within FIRST_BYTE_TIMEOUT_S."""
 
@@ -144,7 +152,8 @@ KeyFault = KeyMissing | KeyUnknown | ModelsForbidden | BadPriority | OverLimit
 Fault = (
     QueueFull | QueueTimeout | NoWorkerWanted | ShuttingDown | PrimaryAway | BodyTooLarge | BodyTooSlow | Unsendable
     | KeyFault
-    | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | FirstByteTimeout | Stalled
+    | ConnectFailed | WorkerLost | WorkerRefused | LoadFailed | RunnerDied | ModelLethal | FirstByteTimeout
+    | Stalled
 )  # fmt: skip
 
 
@@ -186,6 +195,9 @@ def told(fault: Fault) -> Told:  # noqa: C901 - one case each
             return _told_of_key(fault)
         case ConnectFailed() | WorkerLost() | WorkerRefused() | LoadFailed() | RunnerDied():
             return Told(502, "the worker was lost before it answered, and so were the others that were tried", 1)
+        case ModelLethal():
+            said = "workers ended while they loaded this model; it is tried again later (see chimera logs)"
+            return Told(503, said, math.ceil(fault.paused_s))
         case FirstByteTimeout():
             return Told(504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)")
         case Stalled():

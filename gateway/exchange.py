@@ -18,6 +18,7 @@ from gateway.errors import (
     Fault,
     FirstByteTimeout,
     LoadFailed,
+    ModelLethal,
     PrimaryAway,
     RunnerDied,
     Stalled,
@@ -25,6 +26,7 @@ from gateway.errors import (
     WorkerRefused,
 )
 from gateway.headers import Headers, framing_of, request_headers, response_headers
+from gateway.lethal import LethalModels
 from gateway.metrics import Metrics
 from gateway.ollama import ERROR_BYTES, ERROR_STARTS, Ask, full_name, load_failed, runner_died, tokens_of
 from gateway.phases import Try, Unnoted, WorkerNotes, try_outcome_of
@@ -87,6 +89,7 @@ class Exchange:
         self.primary_port = primary_port
         self._watch = watch or _Unwatched()
         self._budget = RetryBudget()
+        self._lethal = LethalModels()
         self._notes = notes or Unnoted()
 
     async def infer(self, request: Request, ask: Ask, body: bytes, reply: Reply) -> None:
@@ -104,6 +107,7 @@ class Exchange:
         request.unloads = ask.unloads
         tries = Tries(ticket)
         self._budget.request()
+        self.refuse_lethal(model)
         while True:
             tries.attempts = request.attempts = request.attempts + 1
             async with self.admission.lease(ticket) as lease:
@@ -119,6 +123,7 @@ class Exchange:
                     self.tell_silence(lease.worker, fault)
                     if not reply.started and not isinstance(fault, LoadFailed):
                         self.admission.failed(lease)
+                        self.lost_loading(lease.worker, model, fault)
                     if reply.started or not self._budget.allows(trio.current_time()):
                         raise
                     if not tries.another(lease, fault, others=self._others(tries, lease)):
@@ -129,6 +134,20 @@ class Exchange:
             log.warning("request tried again", request=request.id, worker=request.worker_id, cause=str(lost))
             if not await self._another_chance(ticket.excluded):
                 raise lost
+            self.refuse_lethal(model)
+
+    def refuse_lethal(self, model: str | None) -> None:
+        """Raise ModelLethal for a model that has ended the workers that loaded it, until it may be tried again."""
+        if model is not None and (paused_s := self._lethal.paused_s(model, trio.current_time())) is not None:
+            raise ModelLethal(paused_s)
+
+    def lost_loading(self, worker: WorkerSlots, model: str | None, fault: Fault) -> None:
+        """A worker has failed before its first byte: was it lost, and had nobody this model loaded?"""
+        fleet = (worker, *self.admission.dispatcher.ready())
+        if model is None or not isinstance(fault, WorkerLost) or any(model in one.loaded for one in fleet):
+            return
+        self._lethal.ended_a_worker(model, trio.current_time())
+        log.warning("worker lost while it loaded a model", worker=worker.id, model=model)
 
     @contextmanager
     def noted(self, request: Request, worker_id: str) -> Iterator[Try]:
@@ -181,7 +200,7 @@ class Exchange:
             if answer.status == 500 or (answer.status < 400 and first.startswith(ERROR_STARTS)):
                 first = await _error_part(answer, first)
                 if answer.status == 500 and load_failed(first[:ERROR_BYTES]):
-                    self.admission.cool(lease)
+                    self.admission.cool(lease.worker, lease.model)
                     if tries.after_refusal(others=others):
                         raise LoadFailed(f"{lease.worker_id} answered that it could not load {lease.model}")
                 if runner_died(first[:ERROR_BYTES]):
@@ -193,6 +212,7 @@ class Exchange:
                 self.admission.answered(lease)
             if well:
                 lease.worker.learn(lease.model, loaded=True)  # before any poll can say so
+                self._lethal.answered(lease.model or "")
             self.metrics.first_byte(now - request.arrived)
             try:
                 await self._relay(request, answer, first, reply, lease)

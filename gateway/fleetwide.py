@@ -15,7 +15,7 @@ from gateway.affinity import Life
 from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
 from gateway.exchange import Exchange
 from gateway.headers import Headers, request_headers, response_headers
-from gateway.ollama import Ask, Kind, full_name
+from gateway.ollama import ERROR_BYTES, Ask, Kind, full_name, load_failed
 from gateway.phases import Try
 from gateway.request import Reply, Request, own_headers
 from gateway.slots import WorkerSlots
@@ -111,7 +111,8 @@ class Fleetwide:
         The client gets one answer. A model is loaded when one worker has it: the first success, or the first refusal
         if all refuse. It is unloaded when nobody has it: the first refusal if there is any. With no worker to ask, the
         request waits in the queue for one like any other. Raises WorkerLost when no worker answered, and what
-        `Exchange.infer` raises. Cancellation ends every worker's part.
+        `Exchange.infer` raises. Cancellation ends every worker's part. A model that nobody has loaded is loaded by one
+        worker first.
         """
         name = full_name(ask.model or "")
         workers = self._concerned(ask.kind, name)
@@ -122,14 +123,22 @@ class Fleetwide:
 
         async def one(worker: WorkerSlots) -> None:
             with self._counted(ask.kind, name, worker):
-                answered = await self._one(worker, request, "POST", request.target, body)
+                answered = await self._one(worker, request, "POST", request.target, body, name)
             if answered is not None:
                 answers[worker.id] = answered
                 if answered[0] < 400:
                     _learn(worker, ask, name)
+                elif answered[0] == 500 and load_failed(answered[2][:ERROR_BYTES]):
+                    self._exchange.admission.cool(worker, name)
 
+        rest = list(workers)
+        if ask.kind is Kind.LOAD and not any(worker.holds(name) for worker in workers):
+            # one first: a damaged model that ends who loads it must not be loaded by all at once
+            while rest and not answers:
+                self._exchange.refuse_lethal(name)
+                await one(rest.pop(0))
         async with trio.open_nursery() as nursery:
-            for worker in workers:
+            for worker in rest:
                 nursery.start_soon(one, worker)
         in_order = {worker.id: answers[worker.id] for worker in workers if worker.id in answers}
         if not in_order:
@@ -165,7 +174,7 @@ class Fleetwide:
             self._loading -= under_way
 
     async def _one(
-        self, worker: WorkerSlots, request: Request, method: str, target: bytes, body: bytes | None
+        self, worker: WorkerSlots, request: Request, method: str, target: bytes, body: bytes | None, model: str = ""
     ) -> _WholeAnswer | None:
         """Return one worker's whole answer, or None when it gave none."""
         framing: Headers = [] if body is None else [(b"content-length", str(len(body)).encode())]
@@ -180,6 +189,7 @@ class Fleetwide:
         except (ConnectFailed, WorkerLost, FirstByteTimeout, Stalled) as fault:
             if body is not None:  # a load; /api/ps has no need of the runner, and its silence shows in probes
                 self._exchange.tell_silence(worker, fault)
+                self._exchange.lost_loading(worker, model, fault)
             log.warning("worker gave no answer", worker=worker.id, target=target.decode("latin1"), cause=str(fault))
             return None
 

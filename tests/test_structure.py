@@ -43,6 +43,7 @@ PURE = {
         "wire",
         "keys",
         "limits",
+        "lethal",
         "line",
         "load_options",
         "pace",

@@ -419,7 +419,7 @@ class Rush(RuleBasedStateMachine):
     @rule(ticket=held)
     def fail_to_load(self, ticket: Ticket) -> None:
         if ticket.lease is not None and ticket not in self.ended:
-            self.note(self.desk.cool(ticket.lease, self.now))
+            self.note(self.desk.cool(ticket.lease.worker, ticket.model, self.now))
 
     @rule(ticket=held, seconds_per_token=st.sampled_from([0.01, 0.1, 1.0]))
     def answer(self, ticket: Ticket, seconds_per_token: float) -> None:
@@ -773,7 +773,7 @@ def test_a_worker_that_cannot_load_a_model_is_passed_over_for_that_model_alone()
     failing = arrived(desk, "m")
     assert failing.lease is not None
     bad = place(failing)
-    desk.cool(failing.lease, now=10.0)
+    desk.cool(failing.lease.worker, "m", now=10.0)
     desk.cancel(failing)
     assert {place(arrived(desk, "m")) for _ in range(4)} == {"b" if bad == "a" else "a"}
     assert place(arrived(desk, "x")) == bad
@@ -788,7 +788,7 @@ def test_a_fleet_of_which_none_could_load_a_model_tries_again() -> None:
     ready(desk, "a", 1)
     first = arrived(desk)
     assert first.lease is not None
-    desk.cool(first.lease, now=0.0)
+    desk.cool(first.lease.worker, "m", now=0.0)
     desk.cancel(first)
     assert place(arrived(desk)) == "a"
 

@@ -18,6 +18,7 @@ from gateway.errors import (
     KeyMissing,
     KeyUnknown,
     LoadFailed,
+    ModelLethal,
     ModelsForbidden,
     NoWorkerWanted,
     OverLimit,
@@ -62,6 +63,10 @@ TABLE: list[tuple[Fault, int, str, int | None]] = [
     (WorkerLost(), 502, LOST, 1),
     (WorkerRefused(), 502, LOST, 1),
     (LoadFailed(), 502, LOST, 1),
+    (
+        ModelLethal(29.2), 503,
+        "workers ended while they loaded this model; it is tried again later (see chimera logs)", 30,
+    ),
     (RunnerDied(), 502, LOST, 1),
     (FirstByteTimeout(600), 504, "the worker gave no first byte in time (FIRST_BYTE_TIMEOUT_S)", None),
     (Stalled(120), 504, "the worker fell silent within its answer (STALL_TIMEOUT_S)", None),

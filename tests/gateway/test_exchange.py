@@ -12,6 +12,7 @@ from gateway import exchange as module
 from gateway.errors import (
     ConnectFailed,
     FirstByteTimeout,
+    ModelLethal,
     PrimaryAway,
     QueueFull,
     QueueTimeout,
@@ -151,6 +152,7 @@ async def test_when_all_workers_are_lost_the_client_is_told(hall: Hall, monkeypa
     monkeypatch.setattr(module, "LOSS_NOTICED_S", 0.01)
     for name in "abc":
         await hall.worker(name, dies)
+        hall.admission.worker_models(name, frozenset({"m:latest"}))
     asked = request("/api/chat")
     reply = RecordingReply()
     with pytest.raises(WorkerLost) as caught:
@@ -166,6 +168,7 @@ async def test_when_all_workers_are_lost_the_client_is_told(hall: Hall, monkeypa
 async def test_nobody_is_tried_more_often_than_agreed(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOSS_NOTICED_S", 0.0)
     servers = [await hall.worker(name, dies) for name in "abcdefg"]
+    hall.admission.worker_models("g", frozenset({"m:latest"}))
     with pytest.raises(WorkerLost):
         await ask(hall)
     assert sum(len(server.received) for server in servers) == MOST_ATTEMPTS
@@ -295,6 +298,40 @@ async def test_of_a_model_that_none_can_load_the_last_workers_own_words_are_rela
     reply = await ask(hall)
     assert (reply.status, reply.body) == (500, said)
     assert [len(server.received) for server in servers] == [1, 1]
+
+
+async def test_a_model_that_ends_who_loads_it_does_not_take_the_fleet_down(hall: Hall) -> None:
+    """A damaged file can make `ollama serve` end while it loads it; here five workers would have been lost."""
+    servers = [await hall.worker(name, dies) for name in "abcde"]
+    with pytest.raises(ModelLethal):
+        await ask(hall)
+    with pytest.raises(ModelLethal):
+        await ask(hall)
+    assert sum(len(server.received) for server in servers) == 2
+
+
+async def test_a_model_that_others_have_loaded_is_not_to_blame_for_lost_workers(hall: Hall) -> None:
+    for name in "abc":
+        await hall.worker(name, dies)
+    await hall.worker("d", streams(LINE))
+    hall.admission.worker_models("d", frozenset({"m:latest"}))
+    hall.admission.cordon("d")
+    for _ in range(2):
+        with pytest.raises(WorkerLost):
+            await ask(hall)
+    hall.admission.uncordon("d")
+    assert (await ask(hall)).body == LINE
+
+
+async def test_a_model_that_answers_is_well(hall: Hall) -> None:
+    await hall.worker("a", dies, streams(LINE), dies, streams(LINE))
+    await hall.worker("b", dies, streams(LINE), dies, streams(LINE))
+    hall.admission.worker_lost("b")
+    with pytest.raises(WorkerLost):
+        await ask(hall)
+    assert (await ask(hall)).body == LINE
+    hall.exchange.lost_loading(hall.admission.dispatcher.ready()[0], "other", WorkerLost("x"))
+    assert hall.exchange._lethal.paused_s("other", trio.current_time()) is None, "one may be chance"
 
 
 async def test_a_gateway_without_retries_left_passes_on_what_it_got(hall: Hall) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import fleetwide as module
-from gateway.errors import Dialect, WorkerLost
+from gateway.errors import Dialect, ModelLethal, WorkerLost
 from gateway.fleetwide import Fleetwide, merged_ps, models_of
 from gateway.ollama import Ask, Kind
 from gateway.request import Request
@@ -288,6 +288,7 @@ async def test_with_no_worker_ready_a_load_waits_for_one(hall: Hall) -> None:
 
 async def test_a_client_that_leaves_ends_every_load(hall: Hall) -> None:
     servers = [await hall.worker(name, hangs) for name in "ab"]
+    hall.admission.worker_models("b", frozenset({"m:latest"}))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load, hall, Kind.LOAD)
         for server in servers:
@@ -305,6 +306,24 @@ async def test_a_load_and_an_unload_show_what_is_loaded_now(hall: Hall) -> None:
     assert (set(a.loaded), set(b.loaded)) == ({"m:latest"}, set())
     await load(hall, Kind.UNLOAD)
     assert (set(a.loaded), set(b.loaded)) == (set(), set())
+
+
+async def test_a_model_that_nobody_has_is_loaded_by_one_first(hall: Hall) -> None:
+    """A damaged one that ends who loads it must not end them all at once."""
+    servers = [await hall.worker(name, dies) for name in "abcd"]
+    for _ in range(2):
+        with pytest.raises(ModelLethal):
+            await load(hall, Kind.LOAD)
+    assert [len(server.received) for server in servers] == [1, 1, 0, 0]
+
+
+async def test_a_worker_with_no_room_for_a_model_is_passed_over_for_it(hall: Hall) -> None:
+    no_room = b'{"error":"model requires more system memory (9 GiB) than is available (1 GiB)"}'
+    await hall.worker("a", says(no_room, status=500))
+    await hall.worker("b", says(b'{"done":true}'))
+    reply = await load(hall, Kind.LOAD)
+    assert (reply.status, reply.header("x-chimera-worker")) == (200, "b")
+    assert [list(worker.cooled) for worker in hall.admission.ready()] == [["m:latest"], []]
 
 
 async def test_a_load_that_makes_no_progress_is_told_to_the_watch(hall: Hall) -> None:
