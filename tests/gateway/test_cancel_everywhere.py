@@ -457,9 +457,9 @@ async def a_pull_that_breaks(stage: Stage) -> None:
 # -- the tests -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def young() -> Iterator[None]:
-    """Let the garbage collector look at nothing but what the test makes: it is asked after every run."""
+    """Let the garbage collector look at nothing but what these tests make: it is asked after every run."""
     gc.collect()
     gc.freeze()
     yield

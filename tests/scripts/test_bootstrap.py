@@ -213,6 +213,7 @@ def works(repository: Path) -> bool:
     return bootstrap.quiet([repository / ".venv" / "bin" / "python", "-c", "import tiny_installed"]) is not None
 
 
+@pytest.mark.system  # it makes an environment: half a minute
 def test_it_installs_refuses_recovers_and_repeats_at_no_cost(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
