@@ -14,6 +14,8 @@ from gateway.auth import refusal
 
 # The longest that ?wait=1 waits; the answer then says what state things are in.
 WAIT_TIMEOUT_S = 900.0
+# How much is repeated of what was not understood: a field's name may be as long as its request.
+SAID_CHARACTERS = 300
 
 Row = dict[str, Any]
 
@@ -133,7 +135,7 @@ def understood(kind: type[Asked], query: dict[str, str], body: bytes | str) -> A
         return msgspec.convert(fields, type=kind, strict=False)
     except msgspec.ValidationError as error:
         names = ", ".join(kind.__struct_fields__)
-        raise NotUnderstood(f"not understood: {error}; fields: {names}") from error
+        raise NotUnderstood(f"not understood: {str(error)[:SAID_CHARACTERS]}; fields: {names}") from error
 
 
 def answered(value: Any, status: int = 200) -> Response:

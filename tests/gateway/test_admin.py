@@ -88,6 +88,13 @@ def test_what_is_not_understood_is_named(query: dict[str, str], body: bytes, wor
         understood(SpawnAsk, query, body)
 
 
+def test_a_refusal_repeats_no_more_than_a_line_of_what_was_asked() -> None:
+    with pytest.raises(NotUnderstood) as caught:
+        understood(SpawnAsk, {"x" * 60_000: "1"}, b"")
+    assert len(str(caught.value)) < 500
+    assert "fields: gpu, count, slots, wait" in str(caught.value)
+
+
 # -- the calls ---------------------------------------------------------------------------------------------------------
 
 
