@@ -93,7 +93,7 @@ class Answer:
             if parts:
                 # what came before the break still belongs to the client; the break is met at the next read
                 return b"".join(parts)
-            raise WorkerLost(f"while it answered: {str(error) or type(error).__name__}") from error
+            raise WorkerLost(f"while it answered: {_why(error)}") from error
         return b"".join(parts)
 
 
@@ -160,7 +160,7 @@ class Upstream:
             raise FirstByteTimeout(self._first_byte_timeout_s)
         except _BROKEN as error:
             connection.stream.socket.close()
-            raise WorkerLost(f"before it answered: {str(error) or type(error).__name__}") from error
+            raise WorkerLost(f"before it answered: {_why(error)}") from error
         except BaseException:
             connection.stream.socket.close()
             raise
@@ -212,6 +212,14 @@ class Upstream:
         """Close the idle connections to a worker that is gone."""
         for connection in self._idle.pop(port, []):
             connection.stream.socket.close()
+
+
+def _why(error: Exception) -> str:
+    """Return what broke, for logs: without the bytes that h11 repeats, which may be an answer's, and many."""
+    said = str(error)
+    if isinstance(error, h11.RemoteProtocolError):
+        said = said.partition(":")[0]
+    return said or type(error).__name__
 
 
 async def _connect(port: int) -> _Connection:

@@ -309,6 +309,19 @@ async def test_a_broken_head_is_a_lost_worker(upstream: Upstream, fails: Behavio
             await get(upstream, worker.port)
 
 
+async def answers_without_a_head(talk: Conversation) -> None:
+    await talk.send(b"the answer itself " * 3000 + b"\r\n\r\n")
+    await talk.until_left()
+
+
+async def test_what_broke_is_told_without_what_was_said(upstream: Upstream) -> None:
+    """It goes into logs, where no answer may stand; h11 repeats all of what it cannot parse."""
+    async with worker_server(answers_without_a_head) as worker:
+        with pytest.raises(WorkerLost) as caught:
+            await get(upstream, worker.port)
+    assert str(caught.value) == "before it answered: illegal status line"
+
+
 async def short_of_its_length(talk: Conversation) -> None:
     await talk.head("content-length: 100")
     await talk.send(b"data")
