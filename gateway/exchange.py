@@ -303,7 +303,7 @@ class Exchange:
         request.spent(prompt + tokens)
         if tokens >= PACE_TOKENS:
             self.admission.took(lease, waited_s / tokens)
-        if not phases.stream or answer.status >= 400:
+        if not phases.stream or answer.status != 200:  # others have no end of their own, 204 and 304 no body at all
             return
         end, last = end_of(request.path, tail)
         if end is End.ERROR:

@@ -778,6 +778,19 @@ async def test_a_stream_without_its_last_word_does_not_pass_for_whole(
     assert b'chimera_broken_answers_total{cause="no_end"} 1.0' in hall.metrics.render(0, [], [])
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_has_no_body_has_no_last_word_either(hall: Hall, status: int) -> None:
+    """RFC 9110, 6.4.1: a line added to it could not be sent."""
+
+    async def answers(talk: Conversation) -> None:
+        await talk.head(f"content-type: {NDJSON}", status=status)
+
+    await hall.worker("a", answers)
+    reply = await ask(hall)
+    assert (reply.status, reply.body, reply.ended) == (status, b"", True)
+    assert b"chimera_broken_answers_total{" not in hall.metrics.render(0, [], [])
+
+
 @pytest.mark.parametrize(
     ("path", "parts", "kind"),
     [
