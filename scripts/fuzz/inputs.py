@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scripts.fuzz.corpus import TOKENS
 
-TEXT = st.text(max_size=40)
+TEXT = st.text(st.characters(), max_size=40)  # halves of characters too
 NUMBERS = st.one_of(
     st.integers(), st.floats(), st.sampled_from([0, -1, 2**31, 2**53, 2**63, 2**64, 10**400, float("inf"), 1e308])
 )

@@ -29,8 +29,9 @@ HANG_S = 30.0
 MIB = 1024**2
 # What reading a megabyte, or anything at all, may take on a slow machine; more than that is no longer linear.
 LINEAR_S, AT_LEAST_S = 5.0, 0.75
-# Python objects for every few bytes of JSON; more than that is a copy for each of many steps.
-MEMORY_TIMES, MEMORY_SPARE_BYTES = 100, 16 * MIB
+# Python objects for every few bytes of JSON, and what h11's patterns take for a head of 128 KiB; more than that is a
+# copy for each of many steps.
+MEMORY_TIMES, MEMORY_SPARE_BYTES = 100, 48 * MIB
 TRACED_BYTES = 128 * 1024
 
 

@@ -54,9 +54,12 @@ def _no_number(name: str) -> float:
 
 
 def plain_object(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body plainly is, None for what leaves anything open."""
+    """Return the JSON object that a body plainly is, None for what leaves anything open.
+
+    Strict UTF-8: given bytes, json.loads takes other encodings too, and halves of a character.
+    """
     try:
-        value = json.loads(data, object_pairs_hook=_plain, parse_constant=_no_number)
+        value = json.loads(data.decode(), object_pairs_hook=_plain, parse_constant=_no_number)
     except (ValueError, RecursionError, _TwoNames):
         return None
     return value if isinstance(value, dict) and all(name == name.casefold() for name in value) else None

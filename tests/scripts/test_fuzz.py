@@ -94,7 +94,7 @@ def test_work_out_of_proportion_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_memory_out_of_proportion_is_found() -> None:
     held: list[bytes] = []
     with pytest.raises(Failed, match=r"\d\d MiB of memory for 4 bytes"):
-        tried_traced(Target(lambda data: held.extend(data * 1000 for _ in range(6000)), NOISE), b"abcd")
+        tried_traced(Target(lambda data: held.extend(data * 1000 for _ in range(15000)), NOISE), b"abcd")
 
 
 def test_a_long_input_is_a_sample_with_much_in_its_middle() -> None:
