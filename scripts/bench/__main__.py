@@ -29,7 +29,7 @@ def main() -> None:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of each side.")
 @click.option("--talks", type=click.IntRange(1), default=4, show_default=True, help="Conversations at once.")
 @click.option("--turns", type=click.IntRange(2), default=5, show_default=True, help="Turns of each.")
-@click.option("--words", type=click.IntRange(1), default=600, show_default=True, help="Words that each begins with.")
+@click.option("--words", type=click.IntRange(1), default=250, show_default=True, help="Words that each begins with.")
 @click.option("--least", type=float, default=5.0, show_default=True, help="Exit 1 if Chimera is less times as fast.")
 def conversations(rounds: int, talks: int, turns: int, words: int, least: float) -> None:
     """First token of later turns, real Ollama, two workers of two slots: Chimera and HAProxy leastconn."""

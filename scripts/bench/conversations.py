@@ -1,9 +1,10 @@
 """Conversations with real Ollama: how soon later turns begin to be answered, by Chimera and by HAProxy leastconn.
 
-Several people talk to two workers of two slots at once: each begins with a longer text, then asks short questions about
-it, with a pause to read before each. Ollama keeps what it computed of the last prompts, so a turn is quick where the
-turns before it were answered, and slow elsewhere. (Without the pauses there would be nothing to choose: the only free
-slot would be the one that the same conversation has just left.)
+Several conversations go on at once on two workers of two slots, as an agent's do that works on several things in step:
+each begins with a longer text, then asks short questions about it, and all ask their next one when all are answered.
+Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
+elsewhere. (Each asking again at once by itself, there would be nothing to choose: the only free slot would be the one
+that the same conversation has just left.)
 """
 
 import json
@@ -21,8 +22,6 @@ NUM_CTX = 4096
 ANSWER_TOKENS = 16
 # The words of each question after the first.
 QUESTION_WORDS = 12
-# The shortest and the longest pause before a turn.
-PAUSE_S = (0.2, 3.0)
 TIMEOUT_S = 600.0
 WORDS = [
     "time",
@@ -111,8 +110,8 @@ def median_ms(rounds: Sequence[Round]) -> float:
     return statistics.median(seconds for one in rounds for seconds in one.later_s) * 1000
 
 
-def talk(url: str, model: str, turns: int, words: int, seed: int, into: Talk) -> None:
-    """Hold one conversation; what it met goes into `into`."""
+def talk(url: str, model: str, turns: int, words: int, seed: int, step: threading.Barrier, into: Talk) -> None:
+    """Hold one conversation, in step with the others; what it met goes into `into`."""
     chance = random.Random(seed)  # noqa: S311 - words, not secrets
     messages: list[dict[str, str]] = []
     try:
@@ -120,9 +119,10 @@ def talk(url: str, model: str, turns: int, words: int, seed: int, into: Talk) ->
             for turn in range(turns):
                 said = " ".join(chance.choices(WORDS, k=words if turn == 0 else QUESTION_WORDS))
                 messages.append({"role": "user", "content": f"{said}?"})
-                threading.Event().wait(chance.uniform(*PAUSE_S))
+                step.wait(TIMEOUT_S)
                 messages.append({"role": "assistant", "content": _turn(client, model, messages, into)})
-    except (httpx.HTTPError, ValueError) as error:
+    except (httpx.HTTPError, ValueError, threading.BrokenBarrierError) as error:
+        step.abort()
         into.fault = f"{type(error).__name__}: {error}"
 
 
@@ -148,8 +148,9 @@ def _turn(client: httpx.Client, model: str, messages: list[dict[str, str]], into
 def run_round(url: str, model: str, *, talks: int, turns: int, words: int, seed: int) -> Round:
     """Hold all conversations of a round at once. Raises RuntimeError when one of them was not answered."""
     held = [Talk() for _ in range(talks)]
+    step = threading.Barrier(talks)
     threads = [
-        threading.Thread(target=talk, args=(url, model, turns, words, seed * 1000 + number, one))
+        threading.Thread(target=talk, args=(url, model, turns, words, seed * 1000 + number, step, one))
         for number, one in enumerate(held)
     ]
     began = time.monotonic()
@@ -158,7 +159,8 @@ def run_round(url: str, model: str, *, talks: int, turns: int, words: int, seed:
     for thread in threads:
         thread.join()
     if faults := [one.fault for one in held if one.fault]:
-        raise RuntimeError(f"{url}: {faults[0]}")
+        own = [fault for fault in faults if not fault.startswith("BrokenBarrier")]
+        raise RuntimeError(f"{url}: {(own or faults)[0]}")
     return Round(tuple(held), time.monotonic() - began)
 
 
