@@ -2,9 +2,10 @@
 
 import logging
 
-from quart import Response
+from quart import Request, Response
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from gateway.admin import FleetAdmin, answered, make_admin
 from gateway.admin_keys import make_key_pages
@@ -14,11 +15,22 @@ from gateway.metrics import Metrics
 from gateway.openapi import document
 
 
+class Pages(QuartTrio):
+    """Quart, which finds out that a Host is no name only outside of what it has for errors."""
+
+    async def handle_request(self, request: Request) -> Response | WerkzeugResponse:
+        """As Quart has it; a Host with a label that is empty or too long (RFC 1035, 2.3.4) is refused with 400."""
+        try:
+            return await super().handle_request(request)
+        except BadHost:
+            return answered({"error": "Host is no host name or address"}, 400)
+
+
 def make_app(
     fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None
 ) -> QuartTrio:
     """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
-    app = QuartTrio(__name__, static_folder=None)  # else it has a route for files, of which there are none
+    app = Pages(__name__, static_folder=None)  # else it has a route for files, of which there are none
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
     logging.getLogger(__name__).setLevel(logging.WARNING)
     admin = make_admin(fleet, admission, admin_token)

@@ -58,6 +58,16 @@ async def test_a_wrong_method_is_told_with_the_right_ones() -> None:
     assert "GET" in answer.headers["allow"]
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", ".", "x." + "a" * 200])
+async def test_a_host_that_is_no_name_is_refused(host: str) -> None:
+    """It was an error of ours, with a stack in the log."""
+    answer = await Page().app.test_client().get("/healthz", headers={"Host": host})
+    assert (answer.status_code, json.loads(await answer.get_data())) == (
+        400,
+        {"error": "Host is no host name or address"},
+    )
+
+
 async def test_a_bug_is_told_as_json_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
     page = Page()
     page.fleet.ids = None  # type: ignore[assignment]  # a bug
