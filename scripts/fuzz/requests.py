@@ -15,6 +15,9 @@ ADMIN_TOKEN = "fuzz-token"  # noqa: S105
 _METHODS = [
     b"GET", b"POST", b"POST", b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"PUT", b"PATCH", b"CONNECT", b"TRACE", b"P",
 ]  # fmt: skip
+_HOSTS = [
+    *[b"localhost"] * 12, b"127.0.0.1:80", b"[::1]", b"[::1", b"a" * 64, b"a..b", b".", b"", b"a:b", b"a:99999", b"%41",
+]  # fmt: skip
 _PATHS = [
     *(path.encode() for path in sorted(FORWARDED)), b"/", b"/api/ps", b"/api/tags", b"/api/version", b"/api/show",
     b"/api/pull", b"/api/blobs/sha256:0", b"/v1/models", b"/v1/models/tiny", b"/api/new", b"/healthz", b"/readyz",
@@ -45,7 +48,7 @@ def requests(draw: st.DrawFn) -> bytes:
     version = draw(st.sampled_from([b"HTTP/1.1"] * 8 + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/0.9", b""]))
     body: bytes = draw(st.one_of(st.sampled_from(_GOOD_BODIES), inputs.BODIES))
     framing = draw(st.sampled_from(["length"] * 4 + ["chunked", "chunked", "none", "both", "short", "long"]))
-    head = [b"Host: localhost\r\n"] if draw(st.integers(0, 9)) else []
+    head = [b"Host: " + draw(st.sampled_from(_HOSTS)) + b"\r\n"] if draw(st.integers(0, 9)) else []
     if draw(st.booleans()):
         head.append(b"Authorization: Bearer " + ADMIN_TOKEN.encode() + b"\r\n")
     head += draw(st.lists(st.one_of(st.sampled_from(_EXTRA), inputs.HEADER.map(lambda one: one + b"\r\n")), max_size=3))
