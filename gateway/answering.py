@@ -34,10 +34,17 @@ Informational = Callable[[int, Headers], Awaitable[None]]
 class Call:
     """One request and its answer on a connection."""
 
-    def __init__(self, stream: GuardedStream, kept: Callable[[], int], receive: Receive, send: Send) -> None:
-        """`kept` says how many bytes Hypercorn keeps that HTTP/2's windows do not let it send."""
+    def __init__(
+        self, stream: GuardedStream, kept: Callable[[], int], receive: Receive, send: Send, *, multiplexed: bool
+    ) -> None:
+        """`multiplexed`: other requests share the connection (HTTP/2).
+
+        `kept` says how many bytes Hypercorn keeps that HTTP/2's windows do not let it send.
+        """
         self._stream = stream
         self._kept = kept
+        self._multiplexed = multiplexed
+        self._resting = trio.CancelScope()
         self._receive = receive
         self._send = send
         self._complete = False  # the request
@@ -54,6 +61,7 @@ class Call:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._complete = True
+            self._resting.cancel()
             self._stream.changed()
         return message
 
@@ -87,11 +95,22 @@ class Call:
     async def _end(self, message: Message) -> None:
         self.whole = True
         with trio.move_on_after(END_TIMEOUT_S, shield=True) as ending:
+            if self._multiplexed:
+                await self._read_rest()
             await self._send(message)
         if ending.cancelled_caught:
             self._stream.cut()
         else:
             self._stream.answered()
+
+    async def _read_rest(self) -> None:
+        """Read what is left of the request: of an answered one Hypercorn takes nothing more over HTTP/2.
+
+        It would end the connection, and with it all that its other requests wait for.
+        """
+        with self._resting:
+            while not self._complete and (await self.receive())["type"] != "http.disconnect":
+                continue
 
     async def inform(self, status: int, headers: Headers) -> None:
         """Send an informational answer (RFC 9110, 15.2), unless the answer itself has begun.
@@ -111,7 +130,7 @@ def answering(app: App, stream: GuardedStream, kept: Callable[[], int]) -> App:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        call = Call(stream, kept, receive, send)
+        call = Call(stream, kept, receive, send, multiplexed=scope["http_version"] == "2")
         if scope["http_version"] == "1.1":  # older clients know no informational answers; HTTP/2 has its own frames
             scope.setdefault("extensions", {})[INFORMATIONAL] = call.inform
         stream.calls.add(call)

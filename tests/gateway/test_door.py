@@ -424,6 +424,36 @@ async def test_over_http_2_too_a_broken_body_never_looks_complete_nor_stays_open
     assert not any(isinstance(event, h2.events.StreamEnded) for event in events)
 
 
+async def test_a_body_that_comes_after_its_answer_ends_no_other_request_over_http_2(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    http.initiate_connection()
+    client = await house.client()
+
+    async def told(what: type[h2.events.DataReceived | h2.events.StreamEnded], stream: int) -> None:
+        with trio.fail_after(TOO_LONG_S):
+            while True:
+                await client.send(http.data_to_send())
+                data = await client.stream.receive_some(65536)
+                assert data, "the connection was cut"
+                if any(isinstance(e, what) and e.stream_id == stream for e in http.receive_data(data)):
+                    return
+
+    def head(method: str, path: str) -> list[tuple[str, str]]:
+        return [(":method", method), (":path", path), (":scheme", "http"), (":authority", "localhost")]
+
+    http.send_headers(1, head("POST", "/healthz"))
+    await told(h2.events.DataReceived, stream=1)  # 405, at once
+    await wait_all_tasks_blocked()
+    http.send_data(1, b"x", end_stream=False)
+    http.send_data(1, b"y", end_stream=True)
+    await told(h2.events.StreamEnded, stream=1)
+    http.send_headers(3, head("GET", "/healthz"), end_stream=True)
+    await told(h2.events.StreamEnded, stream=3)
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "odd",
     [(":path", "/api/chat x"), ("x-a", "a\r\nx-b: c"), ("content-length", "+29")],
