@@ -53,11 +53,11 @@ bench: setup-dev ## Chimera next to HAProxy (apt install haproxy), in one run; r
 fuzz: setup-dev ## Try parsers, the published document and the port with what nobody sends on purpose (ARGS="--help")
 	@$(BIN)/python -m scripts.fuzz $(ARGS)
 
-check: setup-dev ## Format, lint, types, unit tests: under a minute
+check: setup-dev ## Format, lint, types, unit tests: about a minute on two cores
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q -n 4 -m "not system"
+	@$(BIN)/pytest -q -n 4 -m "not system" --hypothesis-profile=quick
 
 format: setup-dev ## Format the code and fix what lint can fix
 	@$(BIN)/ruff format --quiet .

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import structlog
+from hypothesis import settings
 
 ROOT = str(Path(__file__).parent)
 if ROOT not in sys.path:
@@ -19,3 +20,6 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+# `make check` tries fewer examples of each property than `make test`: it is run after every change.
+settings.register_profile("quick", max_examples=20)
