@@ -124,6 +124,9 @@ def understood(kind: type[Asked], query: dict[str, str], body: bytes | str) -> A
     if body.strip():
         try:
             value = json.loads(body)
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # \ud800 alone: nothing that could be written or kept
+            raise NotUnderstood("the body has half a character (a lone surrogate)") from error
         except (ValueError, RecursionError) as error:
             raise NotUnderstood(f"the body is not JSON: {error}") from error
         if not isinstance(value, dict):

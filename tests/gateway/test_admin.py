@@ -81,6 +81,8 @@ def test_a_prune_is_understood_in_json_and_in_the_query(query: dict[str, str], b
         ({}, b"gpu=0", "not JSON"),
         ({}, b"\xff", "not JSON"),
         ({}, b"[" * 100_000, "not JSON"),
+        ({}, b'{"\\ud800": null}', "half a character"),
+        ({}, b'{"gpu": "\\udfff"}', "half a character"),
     ],
 )
 def test_what_is_not_understood_is_named(query: dict[str, str], body: bytes, word: str) -> None:
