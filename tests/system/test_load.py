@@ -31,10 +31,10 @@ class Answer:
     body: str
 
 
-async def ask(port: int, answers: list[Answer], caller: str = "127.0.0.1") -> None:
+async def ask(port: int, answers: list[Answer], caller: str = "127.0.0.1", path: str = "/api/generate") -> None:
     """Ask over a connection of its own, from one of this machine's addresses."""
-    body = json.dumps({"model": "tiny", "prompt": "hello"}).encode()
-    head = f"POST /api/generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    body = json.dumps({"model": "tiny", "prompt": "hello", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=caller)
     async with stream:
         await stream.send_all(head.encode() + body)
@@ -81,35 +81,59 @@ def test_a_worker_ten_times_slower_gets_less_than_a_fifth(faked: Chimera) -> Non
 
 
 def test_two_hundred_of_one_caller_delay_anothers_one_by_a_slot(faked: Chimera) -> None:
+    """Seen by the worker: in which order it is given the requests, and not how long anything takes."""
     faked.env |= {"WORKERS": "cpu=1", "WORKER_SLOTS": "2", "QUEUE_SIZE": "300"}
     faked.start().ready(1)
-    behave(faked, first_token_s=0.02)
+    given = faked.folder / "given"
+    behave(faked, requests_file=str(given))
+    worker = f"/admin/instances/{faked.instances()[0]['id']}"
+    faked.client.post(f"{worker}/cordon").raise_for_status()  # so that all of them wait
+
+    async def depth(wanted: int) -> None:
+        while (await trio.to_thread.run_sync(faked.queue))["depth"] != wanted:
+            continue
 
     async def scene() -> list[Answer]:
         answers: list[Answer] = []
         with trio.fail_after(DEADLINE_S):
             async with trio.open_nursery() as nursery:
-                for _ in range(202):
+                for _ in range(200):
                     nursery.start_soon(ask, port_of(faked), answers)
-                while not answers:
-                    await trio.sleep(0.01)
-                before = len(answers)
-                await ask(port_of(faked), answers, "127.0.0.2")
-                assert len(answers) - before <= 12, "the slots' own answers, and what ended while it was on its way"
+                await depth(200)
+                nursery.start_soon(ask, port_of(faked), answers, "127.0.0.2", "/api/chat")
+                await depth(201)
+                await trio.to_thread.run_sync(faked.client.post, f"{worker}/uncordon")
         return answers
 
     answers = trio.run(scene)
-    assert len(answers) == 203
+    assert len(answers) == 201
     assert all(complete(answer) for answer in answers)
+    asked = [json.loads(line)["path"] for line in given.read_text().splitlines()]
+    order = [path for path in asked if path in ("/api/generate", "/api/chat")]
+    assert order.index("/api/chat") <= 3, "the other's first was before it, and two have slots"
 
 
 def test_ten_equal_callers_get_equal_shares(faked: Chimera) -> None:
     faked.env |= {"WORKERS": "cpu=2", "WORKER_SLOTS": "2", "QUEUE_SIZE": "500"}
     faked.start().ready(2)
-    behave(faked, first_token_s=0.01)
+    orders = [f"/admin/instances/{row['id']}/" for row in faked.instances()]
+    for order in orders:
+        faked.client.post(order + "cordon").raise_for_status()
     callers = [f"127.0.0.{10 + number}" for number in range(10) for _ in range(30)]
-    answers = trio.run(together, port_of(faked), callers)
-    shares = Counter(answer.caller for answer in answers[50:200])  # while all of them wait
+
+    async def scene() -> list[Answer]:
+        answers: list[Answer] = []
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                for caller in callers:
+                    nursery.start_soon(ask, port_of(faked), answers, caller)
+                while (await trio.to_thread.run_sync(faked.queue))["depth"] != len(callers):
+                    continue
+                for order in orders:
+                    await trio.to_thread.run_sync(faked.client.post, order + "uncordon")
+        return answers
+
+    shares = Counter(answer.caller for answer in trio.run(scene)[:200])  # all of them still wait for more
     jain = sum(shares.values()) ** 2 / (10 * sum(share**2 for share in shares.values()))
     assert jain >= 0.95, shares
 
