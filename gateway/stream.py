@@ -55,7 +55,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self.calls: set[Call] = set()
         self.ended = trio.Event()
         self.head_of: int | None = None  # the status of the answer whose head is sent next
-        # Around Hypercorn's part: it would keep a connection that its client has closed until its idle time is over.
+        # Around Hypercorn's part: it would go on with a connection that is over until its idle time is.
         self.serving = trio.CancelScope()
         self._no_more = False  # will come from the client
         self._connections = connections
@@ -88,8 +88,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
 
     def changed(self) -> None:
         """One of the calls, or what is unread, has changed."""
-        if self._no_more and not self.calls:
-            self.serving.cancel()
+        self._let_hypercorn_go()
         if self._outgoing.broken and not self.ended.is_set():
             self.cut()
         self._connections.changed(self)
@@ -101,6 +100,12 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self.socket.close()
         self._reading.cancel()
         self._sent.set()
+        self._let_hypercorn_go()
+
+    def _let_hypercorn_go(self) -> None:
+        over = self._no_more or self._closing or self.ended.is_set()
+        if over and not self.calls:
+            self.serving.cancel()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -235,6 +240,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         if self._outgoing.unread or self._linger:
             self._nursery.start_soon(self._finish)
             self.changed()
+            self._let_hypercorn_go()
         else:
             self.cut()
 

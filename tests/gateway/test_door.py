@@ -191,6 +191,21 @@ async def test_an_end_that_takes_too_long_closes_the_connection(
 # -- clients that leave, clients that do not read ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"GET /admin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"]
+)
+async def test_a_connection_that_the_gateway_ends_holds_no_place(house: House, sent: bytes) -> None:
+    """Each held one for more than a minute: whoever was refused often enough shut out everybody else."""
+    for _ in range(3):
+        client = await house.client()
+        await client.send(sent)
+        assert await client.until_closed()
+        await client.stream.aclose()
+    with trio.fail_after(TOO_LONG_S):
+        while house.door.connections:
+            await trio.sleep(0.005)
+
+
 @pytest.mark.parametrize("how", ["closed", "no more sent"])
 async def test_a_client_that_leaves_after_its_answer_leaves_no_connection(house: House, how: str) -> None:
     """Each held a descriptor for more than a minute: a gateway with busy short-lived clients ran out of them."""
