@@ -25,7 +25,7 @@ POLL_S = 0.05
 MIB = 1024**2
 # What may be there beside the baseline: pooled connections to workers and to the primary, trio's idle threads, the
 # allocator's rest.
-SPARE_FDS, SPARE_THREADS, SPARE_BYTES = 48, 8, 48 * MIB
+SPARE_FDS, SPARE_THREADS, SPARE_BYTES = 48, 8, 16 * MIB
 
 SETTINGS = {
     "ADMIN_TOKEN": ADMIN_TOKEN, "REQUIRED_MODEL": MODEL, "WORKER_SLOTS": "2", "QUEUE_SIZE": "32",
