@@ -5,6 +5,8 @@ LOAD_OPTIONS such options are passed on, and requests with the same ones kept to
 taken out, so that every model has what its Modelfile and OLLAMA_CONTEXT_LENGTH say.
 """
 
+import json
+
 import msgspec
 from msgspec.structs import asdict
 
@@ -16,6 +18,8 @@ LOAD_OPTIONS = frozenset(
     }
 )  # fmt: skip
 
+# Integers as floats: Python refuses very long ones, and no value is looked at.
+_whole = json.JSONDecoder(parse_int=float)
 _Object = dict[str, msgspec.Raw]
 _object = msgspec.json.Decoder(_Object)
 # Whatever else stands beside them is passed over unbuilt, a million of other names too.
@@ -46,13 +50,26 @@ def names_of(load_options: str) -> str:
 
 
 def without_load_options(body: bytes) -> bytes:
-    """Return a request's body without them; all other fields stay as they were written, and in their order."""
-    fields = _read(body)
+    """Return a request's body without them; all other fields stay as they were written, and in their order.
+
+    Of a body that only Go can read, its first JSON value in good UTF-8 is what is left.
+    """
+    fields = _read(body) or _read(_first_value(body))
     for name, value in fields.items():
         if name.casefold() == "options":  # Go takes any case
             kept = {key: part for key, part in _read(bytes(value)).items() if key not in LOAD_OPTIONS}
             fields[name] = msgspec.Raw(msgspec.json.encode(kept))
     return msgspec.json.encode(fields) if fields else body
+
+
+def _first_value(body: bytes) -> bytes:
+    """Return what Go reads of a body: no more than the first value, what is no UTF-8 replaced. Empty: there is none."""
+    text = body.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
+    try:
+        _, end = _whole.raw_decode(text)
+    except (ValueError, RecursionError):
+        return b""
+    return text[:end].encode()
 
 
 def _read(text: bytes) -> _Object:

@@ -147,17 +147,19 @@ def _quick(body: bytes) -> _Body | None:
         return None
 
 
-def _as_go_has_it(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object: the case of names is nothing, null leaves a field as it was, the last value counts."""
-    return {name.casefold(): value for name, value in pairs if value is not None}
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it is written: names in their order, one perhaps twice."""
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 20 else float(digits)  # Python refuses very long ones
 
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-# Integers as floats: Python refuses very long ones, and their exact value is nothing here.
-_go = json.JSONDecoder(object_pairs_hook=_as_go_has_it, parse_int=float, parse_constant=_no_number)
+_go = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=_number, parse_constant=_no_number)
 
 
 def _lenient(body: bytes) -> _Body | None:
@@ -167,15 +169,15 @@ def _lenient(body: bytes) -> _Body | None:
         known, _ = _go.raw_decode(text)
     except ValueError:
         return None
-    if not isinstance(known, dict):
+    if not isinstance(known, _Pairs):
         return None
-    messages = known.get("messages")
+    # null leaves a field as it was, the last value counts
+    fields = {name.casefold(): value for name, value in known if value is not None}
+    messages = fields.get("messages")
     raw = msgspec.Raw(b"" if not messages else b"[0]")  # only whether there are any matters
-    options = known.get("options")
-    return _Body(
-        known.get("model"), known.get("prompt"), raw, known.get("keep_alive"),
-        options=msgspec.Raw(json.dumps(options).encode() if options else b""),
-    )  # fmt: skip
+    options = fields.get("options")  # a map in Go: its names are what they are
+    written = json.dumps(dict(options)).encode() if isinstance(options, _Pairs) else b""
+    return _Body(fields.get("model"), fields.get("prompt"), raw, fields.get("keep_alive"), options=msgspec.Raw(written))
 
 
 def _kind(path: str, fields: _Body) -> Kind:

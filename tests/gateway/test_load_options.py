@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.load_options import LOAD_OPTIONS, load_options_of, names_of, without_load_options
+from gateway.ollama import read_ask
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,28 @@ def test_all_else_stays_as_it_was_written() -> None:
     assert without_load_options(body) == (
         b'{"model":"m","options":{"temperature":0.70},"messages":[{"role":  "user"}]}'
     )
+
+
+BODY = b'{"model":"m","options":{"num_ctx":8192,"seed":1},"prompt":"%s"}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY % b"\xff",
+        BODY % b"\xed\xa0\x80",
+        b"\xef\xbb\xbf" + BODY % b"hi",
+        BODY % b"hi" + b"{}",
+        BODY % b"hi" + b"\0",
+    ],
+    ids=["broken UTF-8", "half a character", "a byte order mark", "a second value", "junk behind it"],
+)
+def test_what_only_go_can_read_has_them_taken_out_too(body: bytes) -> None:
+    """Else whoever adds one such byte has the model loaded anew, pinned or not."""
+    assert read_ask("/api/generate", "", body).load_options == "num_ctx=8192"
+    left = without_load_options(body)
+    assert json.loads(left.decode("utf-8", "replace"))["options"] == {"seed": 1}
+    assert read_ask("/api/generate", "", left).model == "m"
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[1]", b'"text"'])

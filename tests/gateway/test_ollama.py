@@ -355,7 +355,7 @@ def test_what_a_pull_asks_for_and_which_are_out_of_the_ordinary(body: str, asks:
         ("/api/chat", {"messages": [{}], "options": {"num_ctx": 8192, "seed": 1}}, "num_ctx=8192"),
         ("/api/generate", {"prompt": "x", "options": {"seed": 1}}, ""),
         ("/api/generate", {"prompt": "x", "options": None}, ""),
-        ("/api/generate", {"Prompt": "x", "Options": {"num_gpu": 1}}, "num_gpu=1.0"),
+        ("/api/generate", {"Prompt": "x", "Options": {"num_gpu": 1}}, "num_gpu=1"),
         ("/v1/chat/completions", {"messages": [{}], "options": {"num_ctx": 8192}}, ""),
     ],
 )
