@@ -97,6 +97,9 @@ def check_options(body: bytes) -> None:
     text = load_options_of(body)
     assert set(filter(None, names_of(text).split(", "))) <= LOAD_OPTIONS
     left = without_load_options(body)
+    for path in ("/api/chat", "/api/generate"):
+        if read_ask(path, "", body).load_options:
+            assert read_ask(path, "", left).load_options == "", (path, left)
     known = plain_object(body)
     if known is None:
         return
