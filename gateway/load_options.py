@@ -6,6 +6,8 @@ taken out, so that every model has what its Modelfile and OLLAMA_CONTEXT_LENGTH 
 """
 
 import json
+import re
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import asdict
@@ -19,7 +21,12 @@ LOAD_OPTIONS = frozenset(
 )  # fmt: skip
 
 # Integers as floats: Python refuses very long ones, and no value is looked at.
+# An escape in a string: half of a surrogate pair without the other is the group.
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+# Texts that msgspec cannot read are built in Python to see where they end: 0.1 s for a megabyte.
+LENIENT_BYTES = 256 * 1024
 _whole = json.JSONDecoder(parse_int=float)
+Read = TypeVar("Read")
 _Object = dict[str, msgspec.Raw]
 _object = msgspec.json.Decoder(_Object)
 # Whatever else stands beside them is passed over unbuilt, a million of other names too.
@@ -36,10 +43,7 @@ def load_options_of(options: bytes) -> str:
     """Return the load options in a request's `options` (JSON) in one form: `num_ctx=8192 num_gpu=99`; "" for none."""
     if not options or options == b"null":  # nearly always
         return ""
-    try:
-        found = {name: bytes(value) for name, value in asdict(_known.decode(options)).items()}
-    except _NOT_READ:
-        return ""
+    found = {name: bytes(value) for name, value in asdict(_decoded(_known, options) or _known.decode(b"{}")).items()}
     given = sorted((name, value) for name, value in found.items() if value != b"null")
     return " ".join(f"{name}={value[:32].decode('utf-8', 'replace')}" for name, value in given)
 
@@ -54,26 +58,33 @@ def without_load_options(body: bytes) -> bytes:
 
     Of a body that only Go can read, its first JSON value in good UTF-8 is what is left.
     """
-    fields = _read(body) or _read(_first_value(body))
+    fields = _decoded(_object, body) or {}
     for name, value in fields.items():
         if name.casefold() == "options":  # Go takes any case
-            kept = {key: part for key, part in _read(bytes(value)).items() if key not in LOAD_OPTIONS}
+            given = _decoded(_object, bytes(value)) or {}
+            kept = {key: part for key, part in given.items() if key not in LOAD_OPTIONS}
             fields[name] = msgspec.Raw(msgspec.json.encode(kept))
     return msgspec.json.encode(fields) if fields else body
 
 
-def _first_value(body: bytes) -> bytes:
-    """Return what Go reads of a body: no more than the first value, what is no UTF-8 replaced. Empty: there is none."""
-    text = body.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
+def _decoded(decoder: "msgspec.json.Decoder[Read]", text: bytes) -> Read | None:
+    """Return what a decoder reads, or what it would read if the text were as Go reads it; None when that is nothing."""
     try:
-        _, end = _whole.raw_decode(text)
+        return decoder.decode(text)
+    except _NOT_READ:
+        pass
+    try:
+        return decoder.decode(_as_go_reads(text)) if len(text) <= LENIENT_BYTES else None
+    except _NOT_READ:
+        return None
+
+
+def _as_go_reads(text: bytes) -> bytes:
+    """Return no more than the first JSON value, with U+FFFD for what is no character. Empty: there is none."""
+    whole = text.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
+    whole = _ESCAPE.sub(lambda found: "\\ufffd" if found[1] else found[0], whole)
+    try:
+        _, end = _whole.raw_decode(whole)
     except (ValueError, RecursionError):
         return b""
-    return text[:end].encode()
-
-
-def _read(text: bytes) -> _Object:
-    try:
-        return _object.decode(text)
-    except _NOT_READ:
-        return {}
+    return whole[:end].encode()
