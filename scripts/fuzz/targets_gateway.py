@@ -56,10 +56,11 @@ def _no_number(name: str) -> float:
 def plain_object(data: bytes) -> dict[str, Any] | None:
     """Return the JSON object that a body plainly is, None for what leaves anything open.
 
-    Strict UTF-8: given bytes, json.loads takes other encodings too, and halves of a character.
+    Strict UTF-8: given bytes, json.loads takes other encodings too. No halves of characters, written out or escaped.
     """
     try:
         value = json.loads(data.decode(), object_pairs_hook=_plain, parse_constant=_no_number)
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError, _TwoNames):
         return None
     return value if isinstance(value, dict) and all(name == name.casefold() for name in value) else None
