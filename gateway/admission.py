@@ -273,21 +273,24 @@ class Admission:
         An estimate: it goes by how long leases have lasted of late and how many slots there are.
         """
         position = self.dispatcher.position(ticket)
+        return position, _estimate_s(position, self._step_s())
+
+    def _step_s(self) -> float | None:
+        """Return how often a slot becomes free, in seconds; None while no lease has ended, or there is no slot."""
         slots = sum(worker.slots for worker in self.ready() if not worker.shunned)
-        if self._mean_lease_s is None or not slots:
-            return position, None
-        return position, round(self._mean_lease_s * position / slots, 1)
+        return None if self._mean_lease_s is None or not slots else self._mean_lease_s / slots
 
     def tickets(self) -> list[dict[str, Any]]:
         """The tickets that wait, as the admin API shows them, the next one first."""
-        now = trio.current_time()
+        now, step_s = trio.current_time(), self._step_s()
         rows = []
         for ticket in self.dispatcher.waiting:
             assert isinstance(ticket, Waiting)  # noqa: S101 - nobody else makes tickets
-            position, estimate_s = self.place(ticket)
+            position = self.dispatcher.position(ticket)
             rows.append(
                 {
-                    "position": position, "estimated_wait_s": estimate_s, "waited_s": round(now - ticket.since, 3),
+                    "position": position, "estimated_wait_s": _estimate_s(position, step_s),
+                    "waited_s": round(now - ticket.since, 3),
                     "request": ticket.request_id, "caller": ticket.caller, "model": ticket.model,
                     "priority": ticket.priority, "body_bytes": ticket.body_bytes,
                     "attempts": len(ticket.excluded) + 1,
@@ -298,3 +301,7 @@ class Admission:
     def __repr__(self) -> str:
         leases = sum(len(worker.leases) for worker in self.dispatcher.ready())
         return f"<Admission {leases} leases, {len(self.dispatcher.waiting)} tickets>"
+
+
+def _estimate_s(position: int, step_s: float | None) -> float | None:
+    return None if step_s is None else round(position * step_s, 1)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from gateway.asgi import App, Message, Receive, Send
+from gateway.asgi import INFORMATIONAL, App, Message, Receive, Send
 from gateway.connections import Place
 from gateway.errors import NO_PLACE, dialect_of, error_body, error_headers
 from gateway.headers import Headers
@@ -26,8 +26,6 @@ END_TIMEOUT_S = 5.0
 # What may wait for a client's HTTP/2 windows on one connection. Hypercorn alone keeps any amount: its buffer lets a
 # writer go on whenever it was asked for data and had no window to send any.
 H2_KEPT_BYTES = 64 * 1024
-# The name of the extension below in a scope's "extensions"; only HTTP/1.1 requests have it.
-INFORMATIONAL = "chimera.informational"
 Informational = Callable[[int, Headers], Awaitable[None]]
 
 

@@ -29,6 +29,8 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+# The name in a scope's "extensions" of what sends an informational answer (gateway.answering); HTTP/1.1 only.
+INFORMATIONAL = "chimera.informational"
 
 # A body must bring so much in each so many seconds in which it is waited for: a slow line does, a sender of one byte a
 # second does not. It holds no slot meanwhile, but a connection and memory.
@@ -322,7 +324,7 @@ def _notice(scope: Message, request: Request) -> Notice | None:
     It is told by 102 (Processing) answers (RFC 2518, 10.1), which a client that does not know them passes over
     (RFC 9110, 15.2), and as not all of them do, only if it asks.
     """
-    inform = (scope.get("extensions") or {}).get("chimera.informational")
+    inform = (scope.get("extensions") or {}).get(INFORMATIONAL)
     if inform is None or value_of(request.headers, b"x-chimera-queue") is None:
         return None
 

@@ -66,8 +66,7 @@ class Dispatcher:
             self._number += 1
             ticket.number, ticket.turn = self._number, self._turns.turn_of(ticket.caller)
         ticket.lease = None  # the one it had is over
-        fitting = [worker for worker in self._workers.values() if worker.free and self._may_use(worker, ticket)]
-        if fitting:
+        if fitting := self._fitting(ticket):
             self._give(ticket, self._soonest(ticket, fitting))
             self._turns.served(ticket.turn, waiting=bool(self._line))
             return [ticket]
@@ -267,9 +266,10 @@ class Dispatcher:
         if worker.shunned and not self._line.tried_again and any(map(_plainly_well, self._workers.values())):
             return None  # all wait for that other one, however many they are
         fits = partial(self._may_use, worker)
-        head = chosen = self._line.first(fits)
-        if head is None or chosen is None:
+        head = self._line.first(fits)
+        if head is None:
             return None
+        chosen = head
         most = PASSES_PER_SLOT * worker.slots
         if head.passed < most:
             chosen = self._line.most_urgent(head, fits)

@@ -137,8 +137,12 @@ class Exchange:
             self.refuse_lethal(model)
 
     def refuse_lethal(self, model: str | None) -> None:
-        """Raise ModelLethal for a model that has ended the workers that loaded it, until it may be tried again."""
-        if model is not None and (paused_s := self._lethal.paused_s(model, trio.current_time())) is not None:
+        """Raise ModelLethal for a model that has ended the workers that loaded it, until it may be tried again.
+
+        A worker that has it loaded all the same (its file was mended) shows that there is no reason any more.
+        """
+        paused_s = None if model is None else self._lethal.paused_s(model, trio.current_time())
+        if paused_s is not None and not any(model in one.loaded for one in self.admission.dispatcher.ready()):
             raise ModelLethal(paused_s)
 
     def lost_loading(self, worker: WorkerSlots, model: str | None, fault: Fault) -> None:
@@ -248,6 +252,7 @@ class Exchange:
         `lease` None: it is the primary's.
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
+        spent = request.spent if lease is not None else _nothing_spent
         tail = bytearray()
         chunks, waited_s = 0, trio.current_time() - request.asked
         try:
@@ -271,12 +276,12 @@ class Exchange:
             if lease is not None:
                 self.tell_silence(lease.worker, fault)
             if request.phases.broken is None:
-                request.spent(chunks)
+                spent(chunks)
                 self._broken(request, "stalled" if isinstance(fault, Stalled) else "lost", str(fault))
             await end_broken(request, answer.headers, reply, fault, bytes(tail))
             return
         except BaseException:  # the client left: what it got it had, or nobody who leaves early would ever be counted
-            request.spent(chunks if lease is not None else 0)
+            spent(chunks)
             raise
         await reply.end()
 
@@ -313,6 +318,10 @@ class Exchange:
         elif end is End.MISSING:
             self._broken(request, "no_end", "the worker ended the stream without the word that ends it")
             raise WorkerLost("its stream ended without its last word")
+
+
+def _nothing_spent(tokens: int) -> None:
+    """What the primary gives has no tokens."""
 
 
 async def _error_part(answer: Answer, first: bytes) -> bytes:

@@ -41,10 +41,6 @@ class UnknownKey(Exception):
 class Store(Protocol):
     """Where keys outlive a restart. Its calls block, and raise DatabaseFault."""
 
-    def load(self) -> list[Key]:
-        """Every key that counts."""
-        ...
-
     def add(self, key: Key) -> Key:
         """Keep a new key, and give it its id."""
         ...
@@ -61,10 +57,6 @@ class Store(Protocol):
 
 class NoStore:
     """Nothing outlives anything: a gateway without a database."""
-
-    def load(self) -> list[Key]:
-        """None."""
-        return []
 
     def add(self, key: Key) -> Key:
         """Refuse."""

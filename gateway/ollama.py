@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.affinity import NO_PREFIX, Prefix, prefix_of
-from gateway.load_options import load_options_of
+from gateway.load_options import LENIENT_BYTES, as_go_decodes, load_options_of
 
 
 class Answerer(Enum):
@@ -96,10 +96,6 @@ class _Body(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Body)
 
-# A larger body is not read as Go would, which builds all of it: a megabyte of `0,0,0,…` takes 0.1 s and 30 MB, and for
-# so long nobody else is served. One that only Go can read is answered all the same, by any worker; so large a load too.
-LENIENT_BYTES = 256 * 1024
-
 
 def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     """Return what a body asks for. Never raises: what cannot be read is forwarded or refused by Ollama."""
@@ -107,7 +103,7 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
         return Ask(Kind.INFERENCE, None)
     try:
         fields = _quick(body)
-        large = len(body) > LENIENT_BYTES
+        large = len(body) > LENIENT_BYTES  # if only Go can read it, any worker answers it all the same
         if not large and (fields is None or not fields.model or _kind(path, fields) is not Kind.INFERENCE):
             # Go matches names of any case: `Model` is a model too, and what looks like a load may have a `Prompt`
             fields = _lenient(body)
@@ -164,9 +160,8 @@ _go = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=_number, parse_consta
 
 def _lenient(body: bytes) -> _Body | None:
     """Read a body as Go would: the first JSON value counts, names match in any case, bad UTF-8 is replaced."""
-    text = body.decode("utf-8", "replace").lstrip(" \t\r\n\ufeff")
     try:
-        known, _ = _go.raw_decode(text)
+        known, _ = _go.raw_decode(as_go_decodes(body))
     except ValueError:
         return None
     if not isinstance(known, _Pairs):

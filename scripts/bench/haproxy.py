@@ -41,23 +41,26 @@ def config(port: int, workers: Sequence[int], slots: int) -> str:
     return CONFIG.format(port=port, servers=servers)
 
 
-def version() -> str:
-    """Return what HAProxy says it is. Raises NotInstalled."""
+def _program() -> str:
+    """Return where HAProxy is; Debian puts it where only root looks. Raises NotInstalled."""
     found = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         raise NotInstalled("haproxy is not installed; on Debian and Ubuntu: apt install haproxy")
-    said = subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stdout
+    return found
+
+
+def version() -> str:
+    """Return what HAProxy says it is. Raises NotInstalled."""
+    said = subprocess.run([_program(), "-v"], capture_output=True, text=True, check=True).stdout
     return said.splitlines()[0].partition(" - ")[0]
 
 
 @contextmanager
 def haproxy(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iterator[str]:
     """Run HAProxy for the block, in the foreground and ended by its pid; yields its URL. Raises NotInstalled."""
-    version()
-    found = shutil.which("haproxy") or "/usr/sbin/haproxy"
     file = folder / "haproxy.cfg"
     file.write_text(config(port, workers, slots))
-    process = subprocess.Popen([found, "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([_program(), "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(url, process)

@@ -16,19 +16,8 @@ from gateway.auth import is_local_name, is_local_origin, is_loopback, refusal
 from gateway.errors import QueueFull, dialect_of, error_body, error_event, told
 from gateway.fleetwide import merged_ps, models_of
 from gateway.headers import HOP_BY_HOP, Headers, framing_of, request_headers, request_id_of, response_headers, value_of
-from gateway.load_options import LOAD_OPTIONS, load_options_of, names_of, without_load_options
-from gateway.ollama import (
-    FORWARDED,
-    LENIENT_BYTES,
-    Ask,
-    Kind,
-    full_name,
-    load_failed,
-    read_ask,
-    read_pull,
-    runner_died,
-    tokens_of,
-)
+from gateway.load_options import LENIENT_BYTES, LOAD_OPTIONS, load_options_of, names_of, without_load_options
+from gateway.ollama import FORWARDED, Ask, Kind, full_name, load_failed, read_ask, read_pull, runner_died, tokens_of
 
 PATHS = sorted(FORWARDED)
 GOOD = "a-token"

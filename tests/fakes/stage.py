@@ -21,7 +21,7 @@ from gateway import admission as admission_module
 from gateway import exchange as exchange_module
 from gateway import upstream as upstream_module
 from gateway.admission import Waiting
-from gateway.asgi import Front
+from gateway.asgi import INFORMATIONAL, Front
 from gateway.errors import GatewayError, dialect_of
 from gateway.keyring import Keyring
 from gateway.keys import Key, digest_of
@@ -224,7 +224,7 @@ class Stage:
         framing = ("transfer-encoding", "chunked") if self.chunked else ("content-length", str(len(self.body)))
         headers = [*self.headers, *([framing] if self.body else [])]
         client = AsgiClient(self.front, self.method, self.target, headers)
-        client.scope["extensions"] = {"chimera.informational": _inform}
+        client.scope["extensions"] = {INFORMATIONAL: _inform}
         if way is Way.LEAVE:
             cut.cut = partial(self._cut, client.leave)
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.lowlevel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -11,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.admission import Admission, Waiting
 from gateway.dispatch import QUEUE_BYTES
 from gateway.errors import NoWorkerWanted, QueueFull, QueueTimeout, ShuttingDown, told
+from gateway.slots import WorkerSlots
 
 NOTHING_LEFT = "<Admission 0 leases, 0 tickets>"
 
@@ -450,4 +452,28 @@ async def test_one_that_is_put_out_of_a_full_queue_is_told_so(admission: Admissi
             nursery.start_soon(wait, caller)
             await wait_all_tasks_blocked()
         assert refused == ["greedy"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_tickets_are_shown_with_one_look_at_the_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand of them, each with a count of all slots, held up the loop for a tenth of a second."""
+    admission = Admission(queue_size=100, queue_timeout_s=300.0, random_unit=lambda: 0.5)
+    ready(admission, slots=2)
+    looks: list[Admission] = []
+    every = Admission.ready
+
+    def ready_workers(self: Admission) -> list[WorkerSlots]:
+        looks.append(self)
+        return every(self)
+
+    monkeypatch.setattr(Admission, "ready", ready_workers)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            async with admission.lease(admission.ticket("m")):
+                await trio.lowlevel.checkpoint()
+        for _ in range(22):
+            nursery.start_soon(hold, admission, admission.ticket("m"))
+        await wait_all_tasks_blocked()
+        assert [row["position"] for row in admission.tickets()] == list(range(1, 21))
+        assert len(looks) == 1
         nursery.cancel_scope.cancel()

@@ -12,8 +12,7 @@ import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from gateway.answering import INFORMATIONAL
-from gateway.asgi import Message, Receive, Send
+from gateway.asgi import INFORMATIONAL, Message, Receive, Send
 from tests.fakes.door import TOO_LONG_S, Connect, serve
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

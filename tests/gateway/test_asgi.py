@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import asgi as module
-from gateway.asgi import AsgiBody, Front, Room
+from gateway.asgi import INFORMATIONAL, AsgiBody, Front, Room
 from gateway.errors import BodyTooSlow
 from gateway.pulls import BODY_BYTES, Pulls
 from tests.fakes.asgi import AsgiClient, Message
@@ -487,7 +487,7 @@ async def test_a_client_that_asks_hears_of_its_place_before_its_answer(house: Ho
         await server.asked.wait()
         headers = [("content-length", str(len(CHAT))), ("x-request-id", "r2")]
         second = house.client("POST", "/api/chat", [*headers, *([("x-chimera-queue", "1")] if asks else [])])
-        second.scope["extensions"] = {"chimera.informational": inform}
+        second.scope["extensions"] = {INFORMATIONAL: inform}
         nursery.start_soon(second.ask, CHAT)
         await wait_all_tasks_blocked()
         go_on.set()

@@ -334,6 +334,24 @@ async def test_a_model_that_answers_is_well(hall: Hall) -> None:
     assert hall.exchange._lethal.paused_s("other", trio.current_time()) is None, "one may be chance"
 
 
+async def test_a_model_that_a_worker_has_loaded_meanwhile_is_asked_for_again(hall: Hall) -> None:
+    """Its file was mended, or a worker's warm-up managed it: the pause has lost its reason."""
+    for name in "ab":
+        await hall.worker(name, dies, streams(LINE))
+    for fault in (WorkerLost, ModelLethal):
+        with pytest.raises(fault):
+            await ask(hall)
+    hall.admission.worker_models("a", frozenset({"m:latest"}))
+    assert (await ask(hall)).body == LINE
+
+
+async def test_what_the_primary_breaks_off_costs_a_key_nothing(hall: Hall) -> None:
+    await hall.primary(starts(LINE, then=dies))
+    spent: list[int] = []
+    await hall.exchange.to_primary(request("/api/pull", spent=spent.append), b"{}", RecordingReply())
+    assert sum(spent) == 0
+
+
 async def test_a_gateway_without_retries_left_passes_on_what_it_got(hall: Hall) -> None:
     hall.exchange._budget.left = 0.0
     hall.exchange._budget._at = trio.current_time() + 1000.0

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gateway import ollama
 from gateway.affinity import NO_PREFIX
+from gateway.load_options import LENIENT_BYTES
 from gateway.ollama import (
     FORWARDED,
-    LENIENT_BYTES,
     Answerer,
     Ask,
     Kind,
