@@ -59,7 +59,8 @@ class Kept:
 class Affinity:
     """The caches of all workers, as far as they can be known from what was sent there."""
 
-    _by_life: dict[Life, list[Kept]] = field(default_factory=dict)  # the one used longest ago first
+    # By the model that they are of; the one used longest ago first.
+    _by_life: dict[Life, dict[str | None, dict[Kept, None]]] = field(default_factory=dict)
     _where: dict[int, set[Kept]] = field(default_factory=dict)  # a chain's number -> the caches that begin so
 
     def holders(self, prefix: Prefix, lives: Collection[Life]) -> frozenset[Life]:
@@ -75,15 +76,14 @@ class Affinity:
 
     def given(self, life: Life, model: str | None, slots: int, prefix: Prefix) -> Kept:
         """A prompt goes to a worker. It takes the slot whose cache it continues, else the one used longest ago."""
-        kept = self._by_life.setdefault(life, [])
-        mine = [one for one in kept if one.model == model]
-        replaced = self._continued(prefix.chain, [one for one in mine if not one.busy])
+        mine = self._by_life.get(life, {}).get(model, {})
+        replaced = self._continued(prefix.chain, mine)
         if replaced is None and len(mine) >= slots:
             replaced = next((one for one in mine if not one.busy), None)
         if replaced is not None:
             self._drop(replaced)
         new = Kept(life, model, prefix.chain)
-        kept.append(new)
+        self._by_life.setdefault(life, {}).setdefault(model, {})[new] = None
         for number in new.chain:
             self._where.setdefault(number, set()).add(new)
         return new
@@ -94,23 +94,33 @@ class Affinity:
 
     def holds_only(self, life: Life, models: Collection[str]) -> None:
         """Only these models are loaded there now: the caches of all others are gone."""
-        for one in list(self._by_life.get(life, ())):
-            if one.model is not None and one.model not in models and not one.busy:
-                self._drop(one)
+        for model, caches in list(self._by_life.get(life, {}).items()):
+            if model is not None and model not in models:
+                for one in [one for one in caches if not one.busy]:
+                    self._drop(one)
 
     def forget(self, life: Life) -> None:
         """A worker is gone, and its caches with it."""
-        for one in list(self._by_life.get(life, ())):
-            self._drop(one)
-        self._by_life.pop(life, None)
+        for caches in self._by_life.pop(life, {}).values():
+            for one in caches:
+                self._forget_where(one)
 
-    def _continued(self, chain: tuple[int, ...], free: Collection[Kept]) -> Kept | None:
+    def _continued(self, chain: tuple[int, ...], mine: dict[Kept, None]) -> Kept | None:
         """Return the longest of the caches that a prompt continues from end to end."""
-        whole = [one for one in free if one.chain and one.chain == chain[: len(one.chain)]]
-        return max(whole, key=lambda one: len(one.chain), default=None)
+        for length in range(len(chain), 0, -1):
+            for one in self._where.get(chain[length - 1], ()):
+                if len(one.chain) == length and not one.busy and one in mine:
+                    return one
+        return None
 
     def _drop(self, kept: Kept) -> None:
-        self._by_life[kept.life].remove(kept)
+        caches = self._by_life[kept.life][kept.model]
+        del caches[kept]
+        if not caches:  # any word of a client's may be a model
+            del self._by_life[kept.life][kept.model]
+        self._forget_where(kept)
+
+    def _forget_where(self, kept: Kept) -> None:
         for number in kept.chain:
             holders = self._where[number]
             holders.discard(kept)

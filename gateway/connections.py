@@ -49,6 +49,9 @@ class Member(Protocol):
     def cut(self) -> None:
         """End it at once."""
 
+    def retire(self) -> None:
+        """End it with the answer under way; at once if there is none."""
+
 
 class Connections:
     """The open connections."""
@@ -125,6 +128,11 @@ class Connections:
         """Return when no connection is busy. Nothing is waited for whose request is not complete."""
         while self._busy:
             await self._quiet.wait()
+
+    def retire(self) -> None:
+        """Let no connection have another request."""
+        for member in list(self._members):
+            member.retire()
 
     def cut(self) -> None:
         """End every connection at once."""

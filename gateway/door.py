@@ -27,7 +27,10 @@ from gateway.asgi import App
 from gateway.auth import is_loopback
 from gateway.connections import Connections
 from gateway.errors import NO_PLACE
+from gateway.express import run_express
+from gateway.front import Front
 from gateway.head import HEAD_BYTES
+from gateway.leaving import Leaving
 from gateway.stream import HEAD_TIMEOUT_S, KEEP_ALIVE_S, GuardedStream
 from gateway.wire import raw_answer
 
@@ -105,6 +108,7 @@ class Door:
         self.accepting.cancel()
         for sock in self.sockets:
             _close_listener(sock)
+        self.connections.retire()
         await self.context.terminated.set()
 
     def cut(self) -> None:
@@ -116,23 +120,27 @@ async def run_gateway(
     app: App,
     sockets: list[socket.socket],
     *,
+    express: Front | None = None,
     stall_timeout_s: float,
     max_connections: int,
     task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on listening sockets. The gateway's task; starts with its Door.
 
+    `express` answers the requests that the express lane takes; None: all of them go to `app`.
     Cancellation cuts every connection: whoever wants answers to end first calls `Door.close` and waits.
     """
     config = _config()
+    leaving = Leaving()
     door = Door(sockets, Connections(max_connections), WorkerContext(None), trio.CancelScope())
 
     async def serve(stream: GuardedStream) -> None:
         try:
-            wrapped = ASGIWrapper(cast("Any", answering(app, stream, lambda: _kept(server))))
-            server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
-            with stream.serving:
-                await server.run()
+            if express is None or await run_express(stream, express, leaving):
+                wrapped = ASGIWrapper(cast("Any", answering(app, stream, lambda: _kept(server))))
+                server = TCPServer(wrapped, config, door.context, cast("Any", ConnectionState({})), cast("Any", stream))
+                with stream.serving:
+                    await server.run()
             await stream.aclose()
             await stream.ended.wait()
         except Exception as error:
@@ -160,6 +168,7 @@ async def run_gateway(
                 for sock in sockets:
                     sock.setblocking(False)
                     listening.start_soon(_accept, sock, admit)
+                nursery.start_soon(leaving.run)
                 task_status.started(door)
             await trio.sleep_forever()
         finally:

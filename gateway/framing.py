@@ -10,7 +10,7 @@ import re
 from enum import Enum
 
 from gateway.chunks import Chunks
-from gateway.head import HEAD_BYTES, TARGET_BYTES, TOKEN, Refused, understand
+from gateway.head import HEAD_BYTES, TARGET_BYTES, TOKEN, Head, Refused, understand
 
 # The target, the method, two spaces, the version and the line's end.
 REQUEST_LINE_BYTES = TARGET_BYTES + 64
@@ -35,6 +35,7 @@ class Framing:
 
     def __init__(self) -> None:
         self.at = At.HEAD
+        self.head: Head | None = None  # of the last request that has begun
         self._rest = bytearray()  # what has come and cannot be handed on yet
         self._searched = 0  # so much of it has no end of a head in it
         self._chunks: Chunks | None = None
@@ -82,7 +83,7 @@ class Framing:
         if end < 0:
             self._searched = len(rest)
             return b""
-        head = understand(bytes(rest[:end]))
+        head = self.head = understand(bytes(rest[:end]))
         del rest[: end + 4]
         self._searched, self._first, self._blank = 0, False, False
         self._chunks, self._left = Chunks() if head.chunked else None, head.length

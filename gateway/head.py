@@ -5,7 +5,7 @@ one of them. What can be understood in one way only is handed on as it came; thr
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.headers import Headers
 
@@ -26,10 +26,7 @@ _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/([0-9])\.([0
 _HEADER = rb"(" + TOKEN + rb"++):[ \t]*+([\t -~\x80-\xff]*+)"
 HEADER_LINE = re.compile(_HEADER)
 _HEADER_LINES = re.compile(rb"(?:" + _HEADER + rb"\r\n)*+")
-# The headers that decide how a request is read.
-_DECIDES = re.compile(
-    rb"^(host|content-length|transfer-encoding|upgrade):[ \t]*+([^\r]*+)", re.IGNORECASE | re.MULTILINE
-)
+_HEADERS = re.compile(_HEADER + rb"\r\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][!-~]*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,%d}" % _LENGTH_DIGITS)
@@ -48,11 +45,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A head that was understood: the bytes to hand on, and how the body is framed."""
+    """A head that was understood: the bytes to hand on, how the body is framed, and what it says.
+
+    `headers` have lower-case names and no blanks around their values, as they came. `plain`: HTTP/1.1, and
+    handed on as it came, for nothing in it had to be written anew.
+    """
 
     handed_on: bytes
     chunked: bool
     length: int  # of a body that is not chunked
+    method: bytes = b""
+    target: bytes = b""
+    headers: Headers = field(default_factory=list)
+    plain: bool = False
 
 
 def understand(head: bytes) -> Head:
@@ -69,12 +74,13 @@ def understand(head: bytes) -> Head:
             raise Refused(414, f"the request target is longer than {TARGET_BYTES} bytes")
         lines = rest + b"\r\n" if rest else b""
         _check_lines(lines)
-        deciding = [(name.lower(), value.rstrip(b" \t")) for name, value in _DECIDES.findall(lines)]
-        _check_host(deciding, needed=minor == b"1")
-        chunked, length = _framed(deciding, old=minor == b"0")
-        as_it_came = target.startswith(b"/") and not any(name == b"upgrade" for name, _ in deciding)
+        headers = [(name.lower(), value.rstrip(b" \t")) for name, value in _HEADERS.findall(lines)]
+        _check_host(headers, needed=minor == b"1")
+        chunked, length = _framed(headers, old=minor == b"0")
+        as_it_came = target.startswith(b"/") and not any(name == b"upgrade" for name, _ in headers)
         handed_on = head + b"\r\n\r\n" if as_it_came else _rewritten(method, target, b"1." + minor, lines)
-        return Head(handed_on, chunked, length)
+        plain = as_it_came and minor == b"1"
+        return Head(handed_on, chunked, length, method, target, headers, plain)
     except Refused as refused:
         refused.method, refused.target = method, target
         raise

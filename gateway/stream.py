@@ -6,6 +6,7 @@ here, and ends the connection. What is written goes through `outgoing`.
 
 import email.utils
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -14,7 +15,7 @@ import trio
 from gateway.connections import Connections, Place
 from gateway.errors import Told
 from gateway.framing import At, Framing
-from gateway.head import HEAD_BYTES, Refused
+from gateway.head import HEAD_BYTES, Head, Refused
 from gateway.outgoing import Outgoing
 from gateway.wire import raw_answer, with_phrase
 
@@ -35,7 +36,9 @@ _READ_BYTES = 64 * 1024
 class Call(Protocol):
     """One request and its answer, as far as the connection is concerned."""
 
-    begun: bool  # whether the answer has
+    @property
+    def begun(self) -> bool:
+        """Whether the answer has."""
 
     @property
     def pending(self) -> bool:
@@ -50,11 +53,15 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     ) -> None:
         """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
         self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
+        self.descriptor = sock.fileno()
         self.place = place
         self.stall_timeout_s = stall_timeout_s
         self.calls: set[Call] = set()
         self.ended = trio.Event()
         self.head_of: int | None = None  # the status of the answer whose head is sent next
+        self.on_cut: Callable[[], None] | None = None  # who hears at once that the connection is cut
+        self.express = False  # whether the express lane answers here
+        self.retiring = False  # whether it ends with the answer under way
         # Around Hypercorn's part: it would go on with a connection that is over until its idle time is.
         self.serving = trio.CancelScope()
         self._no_more = False  # will come from the client
@@ -68,6 +75,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._reading = trio.CancelScope()
         self._closing = False
         self._linger = False
+        self._put_back = b""
         self._sent = trio.Event()  # set, and made anew, whenever something is given to be sent
         connections.joined(self, place)
 
@@ -100,7 +108,15 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self.socket.close()
         self._reading.cancel()
         self._sent.set()
+        if self.on_cut is not None:
+            self.on_cut()
         self._let_hypercorn_go()
+
+    def retire(self) -> None:
+        """End the connection with the answer under way; now if there is none. Hypercorn ends its own by itself."""
+        self.retiring = True
+        if self.express and self._framing.at is At.HEAD and not self.calls:
+            self._end()
 
     def _let_hypercorn_go(self) -> None:
         over = self._no_more or self._closing or self.ended.is_set()
@@ -115,6 +131,9 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         BrokenResourceError: the request was refused, and answered here, or the connection broke. ClosedResourceError:
         it is being closed. Cancellation loses nothing.
         """
+        if self._put_back:
+            again, self._put_back = self._put_back, b""
+            return again
         try:
             while True:
                 data = await self._receive(max_bytes or _READ_BYTES)
@@ -131,6 +150,20 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         except Refused as refused:
             self._refuse(refused)
             raise trio.BrokenResourceError("the request was refused") from refused
+
+    @property
+    def head(self) -> Head | None:
+        """The head of the last request that has begun; None before the first, and for HTTP/2."""
+        return self._framing.head
+
+    @property
+    def in_body(self) -> bool:
+        """Whether more of the request's body is to come."""
+        return self._framing.at is At.BODY
+
+    def put_back(self, data: bytes) -> None:
+        """Have `receive_some` give these bytes again."""
+        self._put_back = data
 
     def _over(self) -> bytes:
         self._no_more = True
@@ -167,13 +200,15 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._head_begun = begun
         self._connections.changed(self)
 
-    def answered(self) -> None:
-        """An answer is complete: the next request may come, or has come ahead."""
-        if self._framing.at is At.ANSWER:
-            self._framing.answered()
-            self._deadline = self._reading.deadline = trio.current_time() + KEEP_ALIVE_S
-            if self._framing.ahead:
-                self._reading.cancel()
+    def answered(self) -> bool:
+        """An answer is complete: the next request may come, or has come ahead. False: not all of this one has."""
+        if self._framing.at is not At.ANSWER:
+            return False
+        self._framing.answered()
+        self._deadline = self._reading.deadline = trio.current_time() + KEEP_ALIVE_S
+        if self._framing.ahead:
+            self._reading.cancel()
+        return True
 
     def _refuse(self, refused: Refused) -> None:
         log.debug("request refused", status=refused.status, cause=refused.sentence)
@@ -190,12 +225,11 @@ class GuardedStream(trio.abc.HalfCloseableStream):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send; what the client does not take at once is kept, and sent as it reads.
+    def put(self, data: bytes | bytearray | memoryview) -> bool:
+        """Send what the kernel takes, keep the rest; say whether the writer should wait (`wait_room`).
 
-        Returns without a checkpoint when the kernel takes everything, or the rest is little enough to be kept; else
-        waits. Raises BrokenResourceError when the connection broke, now or since the last call, or the client took
-        nothing for STALL_TIMEOUT_S. Cancellation takes back nothing: all of `data` is still on its way.
+        Raises BrokenResourceError when the connection broke, now or since the last call, ClosedResourceError when it
+        is being closed.
         """
         if self._closing:
             raise trio.ClosedResourceError("the connection is being closed")
@@ -205,7 +239,20 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         if self._framing.at is At.OTHER:
             self._sent.set()
             self._sent = trio.Event()
-        if must_wait:
+        return must_wait
+
+    async def wait_room(self) -> None:
+        """Wait until the client has read enough. Raises BrokenResourceError, among others when it reads nothing."""
+        await self._outgoing.wait_room()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send; what the client does not take at once is kept, and sent as it reads.
+
+        Returns without a checkpoint when the kernel takes everything, or the rest is little enough to be kept; else
+        waits. Raises BrokenResourceError when the connection broke, now or since the last call, or the client took
+        nothing for STALL_TIMEOUT_S. Cancellation takes back nothing: all of `data` is still on its way.
+        """
+        if self.put(data):
             await self._outgoing.wait_room()
 
     async def wait_sent(self) -> None:

@@ -1,5 +1,8 @@
-"""Answers that do not go through Hypercorn, as they go over an HTTP/1.1 connection. Pure."""
+"""Answers that do not go through Hypercorn, as they go over an HTTP/1.1 connection. Pure but for the date."""
 
+import email.utils
+from datetime import UTC, datetime
+from functools import lru_cache
 from http import HTTPStatus
 
 from gateway.errors import Told, dialect_of, error_body, error_headers
@@ -20,6 +23,23 @@ def raw_answer(said: Told, date: str, target: bytes = b"", method: bytes = b"") 
         (b"connection", b"close"),
     ]
     return _head(said.status, headers) + (b"" if method == b"HEAD" else body)
+
+
+def head_of(status: int, headers: Headers, *, chunked: bool, closes: bool) -> bytes:
+    """Return the head of an answer of the express lane: `headers`, the date, and what concerns the connection."""
+    lines = [_status_line(status)]
+    lines += [b"%b: %b" % header for header in headers if header[0] != b"connection"]
+    lines.append(_date_line(int(datetime.now(UTC).timestamp())))
+    if chunked:
+        lines.append(b"transfer-encoding: chunked")
+    lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")
+    return b"\r\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def _date_line(second: int) -> bytes:
+    """RFC 9110, 6.6.1. Written once a second."""
+    return b"date: " + email.utils.formatdate(second, usegmt=True).encode()
 
 
 def informational(status: int, headers: Headers) -> bytes:
@@ -48,6 +68,7 @@ def _head(status: int, headers: Headers) -> bytes:
     return b"\r\n".join((_status_line(status), *(b"%b: %b" % pair for pair in headers), b"", b""))
 
 
+@lru_cache(maxsize=128)
 def _status_line(status: int) -> bytes:
     try:
         phrase = HTTPStatus(status).phrase

@@ -22,12 +22,13 @@ import trio
 from gateway.access import AccessLog, Which
 from gateway.admission import Admission
 from gateway.app import make_app
-from gateway.asgi import App, Front
+from gateway.asgi import App, AsgiLane
 from gateway.book import Book, Tracer
 from gateway.connections import fit_descriptors
 from gateway.database import DatabaseFault, open_database
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
+from gateway.front import Front
 from gateway.key_store import KeyStore
 from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
@@ -192,7 +193,7 @@ async def _run_all(
             await stack.enter_async_context(background(writer.run, started=True))
         book = Book(metrics, _access_log(settings, own_log), _tracer(settings, stack))
         front = Front(
-            exchange, pulls, metrics, cast("App", pages), max_body_bytes=settings.max_body_bytes,
+            exchange, pulls, metrics, max_body_bytes=settings.max_body_bytes,
             pin_load_options=settings.load_options == "pin", keyring=keyring, book=book,
         )  # fmt: skip
         stack.push_async_callback(prober.aclose)
@@ -218,7 +219,8 @@ async def _run_all(
         await stack.enter_async_context(background(pulls.run, started=True))
         await stack.enter_async_context(background(keyring.run, started=True))
         serving = partial(
-            run_gateway, front, sockets, stall_timeout_s=settings.stall_timeout_s,
+            run_gateway, AsgiLane(front, cast("App", pages)), sockets, express=front,
+            stall_timeout_s=settings.stall_timeout_s,
             max_connections=fit_descriptors(settings.max_connections),
         )  # fmt: skip
         door: Door = await stack.enter_async_context(background(serving, started=True))

@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.asgi import Front
+from gateway.asgi import AsgiLane
 from gateway.database import open_database
 from gateway.dispatch import Dispatcher
+from gateway.front import Front
 from gateway.key_store import KeyStore
 from gateway.keyring import Keyring
 from gateway.limits import Limits
@@ -156,10 +157,10 @@ async def _keyed(state_dir: Path) -> tuple[Keyring, str]:
 
 
 async def _ask_often(hall: Hall, times: int, keyring: Keyring, secret: str) -> None:
-    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, _no_pages, max_body_bytes=1000, keyring=keyring)
+    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=1000, keyring=keyring)
     headers = [("content-length", str(len(CHAT))), ("authorization", f"Bearer {secret}")]
     for _ in range(times):
-        client = await AsgiClient(front, "POST", "/api/chat", headers).ask(CHAT)
+        client = await AsgiClient(AsgiLane(front, _no_pages), "POST", "/api/chat", headers).ask(CHAT)
         assert client.status == 200
 
 

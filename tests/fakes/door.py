@@ -7,8 +7,9 @@ from typing import cast
 import trio
 
 from gateway.app import make_app
-from gateway.asgi import App, Front
+from gateway.asgi import App, AsgiLane
 from gateway.door import Door, listen, run_gateway
+from gateway.front import Front
 from gateway.pulls import Pulls
 from tests.fakes.fleet_admin import FakeFleet
 from tests.fakes.hall import Hall
@@ -17,6 +18,8 @@ from tests.fakes.hall import Hall
 TOO_LONG_S = 10.0
 CHAT = b'{"model":"m","messages":[{}]}'
 MAX_BODY_BYTES = 100_000
+# Which lanes the gateway has: with the express lane (and Hypercorn for what is not for it), or Hypercorn alone.
+EXPRESS, HYPERCORN = "express", "hypercorn"
 
 
 class Client:
@@ -81,22 +84,26 @@ class Served:
 
 
 async def serve(
-    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1", bound: int = 100
-) -> Served:
+    nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1", bound: int = 100,
+    lane: str = HYPERCORN,
+) -> Served:  # fmt: skip
+    express = app.front if isinstance(app, AsgiLane) and lane == EXPRESS else None
     sockets = listen(host, 0)
     life, ended = trio.CancelScope(), trio.Event()
 
     async def serving(task_status: trio.TaskStatus[Door]) -> None:
         with life:
             await run_gateway(
-                app, sockets, stall_timeout_s=stall_timeout_s, max_connections=bound, task_status=task_status
-            )
+                app, sockets, express=express, stall_timeout_s=stall_timeout_s, max_connections=bound,
+                task_status=task_status,
+            )  # fmt: skip
         ended.set()
 
     port = sockets[0].getsockname()[1]
     return Served(await nursery.start(serving), port, life, ended)
 
 
-def front_of(hall: Hall) -> Front:
+def front_of(hall: Hall) -> AsgiLane:
     pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
-    return Front(hall.exchange, Pulls(hall.exchange), hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
+    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=MAX_BODY_BYTES)
+    return AsgiLane(front, cast("App", pages))

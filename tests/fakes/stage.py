@@ -21,14 +21,19 @@ from gateway import admission as admission_module
 from gateway import exchange as exchange_module
 from gateway import upstream as upstream_module
 from gateway.admission import Waiting
-from gateway.asgi import INFORMATIONAL, Front
+from gateway.asgi import INFORMATIONAL, AsgiLane
+from gateway.connections import Connections, Place
 from gateway.errors import GatewayError, dialect_of
+from gateway.express import run_express
+from gateway.front import Front
 from gateway.keyring import Keyring
 from gateway.keys import Key, digest_of
+from gateway.leaving import Leaving
 from gateway.limits import Limits
 from gateway.ollama import Ask, Kind
 from gateway.pulls import Pulls
 from gateway.request import Request, answer_error
+from gateway.stream import GuardedStream
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.cut import Cut, Visit
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -50,6 +55,8 @@ class Way(Enum):
     EXCHANGE = "cancelled in the exchange"
     FRONT = "cancelled in the front"
     LEAVE = "client leaves"
+    EXPRESS = "cancelled in the express lane"
+    EXPRESS_LEAVE = "client leaves the express lane"
 
 
 class _Ticket(Waiting):
@@ -85,7 +92,8 @@ class Stage:
 
     `status` is what the client gets of a request that is not cut off, `whole` that its answer is complete. `faults`:
     how many requests may count against a worker's breaker, for what the worker did. `goes_on`: the workers do not stop
-    sending when the request is cut off, for somebody else waits too.
+    sending when the request is cut off, for somebody else waits too. `slow_reader`: the kernel takes little for the
+    client of the express lane.
     """
 
     def __init__(self, nursery: trio.Nursery, patch: pytest.MonkeyPatch, closing: ExitStack) -> None:
@@ -102,11 +110,13 @@ class Stage:
         self.status, self.whole = 200, True
         self.faults: dict[str, int] = {}
         self.goes_on = False
+        self.slow_reader = False
+        self.leaving = Leaving()
         self.noted: Counter[tuple[str, str]] = Counter()  # by worker and request
         self._others: list[Callable[[], Awaitable[object]]] = []
         self._others_ended: list[trio.Event] = []
         self.pulls: Pulls
-        self.front: Front
+        self.front: AsgiLane
         patch.setattr(exchange_module, "LOSS_NOTICED_S", 0.001)
         patch.setattr(admission_module, "Waiting", _Ticket)
 
@@ -169,11 +179,12 @@ class Stage:
         """Open the gateway, when its workers and its primary are there."""
         self.hall.exchange._notes = self
         self.pulls = Pulls(self.hall.exchange)
-        self.front = Front(
-            self.hall.exchange, self.pulls, self.hall.metrics, _no_pages, max_body_bytes=self.max_body_bytes,
-            keyring=self.keyring,
-        )  # fmt: skip
+        front = Front(
+            self.hall.exchange, self.pulls, self.hall.metrics, max_body_bytes=self.max_body_bytes, keyring=self.keyring
+        )
+        self.front = AsgiLane(front, _no_pages)
         await self.nursery.start(self.pulls.run)
+        self.nursery.start_soon(self.leaving.run)
         for what in self._others:
             ended = trio.Event()
             self._others_ended.append(ended)
@@ -201,7 +212,13 @@ class Stage:
         trio.lowlevel.add_instrument(cut)
         try:
             with trio.fail_after(PATIENCE_S), scope:
-                return await (self._through_the_exchange() if way is Way.EXCHANGE else self._through_asgi(way, cut))
+                match way:
+                    case Way.EXCHANGE:
+                        return await self._through_the_exchange()
+                    case Way.FRONT | Way.LEAVE:
+                        return await self._through_asgi(way, cut)
+                    case Way.EXPRESS | Way.EXPRESS_LEAVE:
+                        return await self._through_the_express_lane(way, cut)
             return 0, False
         finally:
             trio.lowlevel.remove_instrument(cut)
@@ -239,6 +256,53 @@ class Stage:
         await client.run()
         return client.status, client.complete
 
+    async def _through_the_express_lane(self, way: Way, cut: Cut) -> tuple[int, bool]:
+        """By sockets, as there is no other way to it. The client reads only when nobody has anything to do."""
+        ours, theirs = await self._connected()
+        client = trio.socket.from_stdlib_socket(theirs)
+        stream = GuardedStream(ours, Connections(1), Place.OPEN, self.nursery, PATIENCE_S)
+        if way is Way.EXPRESS_LEAVE:
+            cut.cut = partial(self._cut, client.close)
+        got, over = bytearray(), trio.Event()
+        self.nursery.start_soon(self._speak, client, got, over)
+        try:
+            assert not await run_express(stream, self.front.front, self.leaving)
+            await stream.aclose()
+            await stream.ended.wait()
+            await over.wait()
+        finally:
+            stream.cut()
+            client.close()
+        return _answered(self.method, bytes(got))
+
+    async def _connected(self) -> tuple[socket.socket, socket.socket]:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            theirs = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        if self.slow_reader:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return ours, theirs
+
+    async def _speak(self, client: trio.socket.SocketType, got: bytearray, over: trio.Event) -> None:
+        headers = [*self.headers, ("host", "a"), ("connection", "close"), ("content-length", str(len(self.body)))]
+        lines = [f"{self.method} {self.target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+        half = len(self.body) // 2
+        try:
+            for part in ("\r\n".join(lines).encode(), self.body[:half], self.body[half:]):
+                await client.send(part)
+                await wait_all_tasks_blocked()
+            while data := await client.recv(65536):
+                got += data
+                await wait_all_tasks_blocked()
+        except (OSError, trio.ClosedResourceError):
+            pass  # it has left, or was cut
+        finally:
+            over.set()
+
     def request(self) -> Request:
         """The request as the exchange gets it."""
         return Request(self.method, self.target, self.target.encode(), [], dialect_of(self.target), "req-1")
@@ -256,9 +320,11 @@ class Stage:
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
             assert self.keyring.row("k1")["inflight"] == 0
+            assert self.leaving._told == {}
             assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
             assert admission.dispatcher._turns._next == {}, "nobody waits, and somebody is remembered"
-            kept = [one for caches in admission.dispatcher._affinity._by_life.values() for one in caches]
+            by_life = admission.dispatcher._affinity._by_life
+            kept = [one for models in by_life.values() for caches in models.values() for one in caches]
             assert not any(one.busy for one in kept)
             await (
                 trio.lowlevel.checkpoint()
@@ -294,6 +360,23 @@ class Stage:
         if self.hall.admission.ready():
             await self.hall.exchange.infer(self.request(), Ask(Kind.INFERENCE, "m"), CHAT, reply)
             assert (reply.status, reply.body, reply.ended) == (200, b'{"done":true}', True)
+
+
+def _answered(method: str, got: bytes) -> tuple[int, bool]:
+    """Read an answer as a client does: its status, and whether it is whole."""
+    http = h11.Connection(h11.CLIENT)
+    http.send(h11.Request(method=method, target="/", headers=[("host", "a"), ("connection", "close")]))
+    http.send(h11.EndOfMessage())
+    http.receive_data(got)
+    http.receive_data(b"")
+    status = 0
+    try:
+        while not isinstance(event := http.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+            if isinstance(event, h11.Response):
+                status = event.status_code
+    except h11.RemoteProtocolError:
+        return status, False
+    return status, isinstance(event, h11.EndOfMessage)
 
 
 Scenario = Callable[[Stage], Awaitable[None]]

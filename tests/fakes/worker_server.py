@@ -142,6 +142,7 @@ class WorkerServer:
                 request = Received(event.method.decode(), event.target.decode(), headers, number)
                 self.received.append(request)
                 if self.refuses_early:
+                    request.body = http.trailing_data[0]  # so much of it as came with the head
                     return request
             elif isinstance(event, h11.Data):
                 assert request is not None

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.fakes.door import Client, Connect, House, front_of, serve
+from tests.fakes.door import EXPRESS, HYPERCORN, Client, Connect, House, front_of, serve
 from tests.fakes.hall import Hall
 
 
@@ -23,10 +23,16 @@ async def connect() -> AsyncIterator[Connect]:
         await trio.aclose_forcefully(stream)
 
 
+@pytest.fixture(params=[EXPRESS, HYPERCORN])
+def lane(request: pytest.FixtureRequest) -> str:
+    """Each test that speaks to a gateway by a socket goes through both lanes."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def house(nursery: trio.Nursery, connect: Connect) -> AsyncIterator[House]:
+async def house(nursery: trio.Nursery, connect: Connect, lane: str) -> AsyncIterator[House]:
     hall = Hall(nursery)
-    served = await serve(nursery, front_of(hall), stall_timeout_s=0.3)
+    served = await serve(nursery, front_of(hall), stall_timeout_s=0.3, lane=lane)
     yield House(hall, served, connect)
     served.life.cancel()
     await served.ended.wait()

@@ -8,9 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import asgi as module
-from gateway.asgi import INFORMATIONAL, AsgiBody, Front, Room
-from gateway.errors import BodyTooSlow
+from gateway import body as module
+from gateway.asgi import INFORMATIONAL, AsgiLane, Send
+from gateway.body import Room
+from gateway.front import Front
 from gateway.pulls import BODY_BYTES, Pulls
 from tests.fakes.asgi import AsgiClient, Message
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -29,19 +30,20 @@ class House:
         self.pages_asked: list[str] = []
         self.pin_load_options = False
 
-    async def pages(self, scope: Message, receive: object, send: module.Send) -> None:
+    async def pages(self, scope: Message, receive: object, send: Send) -> None:
         self.pages_asked.append(scope["path"])
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"page", "more_body": False})
 
     @property
-    def front(self) -> Front:
+    def front(self) -> AsgiLane:
         pulls = Pulls(self.hall.exchange)
-        return Front(
-            self.hall.exchange, pulls, self.hall.metrics, self.pages, max_body_bytes=MAX_BODY_BYTES,
+        front = Front(
+            self.hall.exchange, pulls, self.hall.metrics, max_body_bytes=MAX_BODY_BYTES,
             pin_load_options=self.pin_load_options,
         )  # fmt: skip
+        return AsgiLane(front, self.pages)
 
     def client(
         self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), path: str | None = None
@@ -228,53 +230,6 @@ async def test_a_body_without_framing_reaches_the_primary(house: House) -> None:
     assert primary.received[0].body == b'{"model":"m"}'
 
 
-class Sender:
-    """A client's body as ASGI hands it on: one part of `part_bytes` every `pause_s` seconds, `parts` of them."""
-
-    def __init__(self, part_bytes: int, pause_s: float, parts: int) -> None:
-        self._part = b"x" * part_bytes
-        self._pause_s = pause_s
-        self._left = parts
-
-    async def receive(self) -> Message:
-        await trio.sleep(self._pause_s)
-        self._left -= 1
-        return {"type": "http.request", "body": self._part, "more_body": self._left > 0}
-
-
-@pytest.mark.parametrize(
-    ("part_bytes", "pause_s", "parts"), [(36, 1.0, 1000), (1, 0.0, 1000), (1024, 29.9, 100), (1, 1.0, 29), (0, 29.0, 1)]
-)
-async def test_a_body_over_a_bad_line_is_taken_however_long_it_takes(
-    part_bytes: int, pause_s: float, parts: int, autojump_clock: trio.abc.Clock
-) -> None:
-    body = AsgiBody(Sender(part_bytes, pause_s, parts).receive)
-    assert len(await body.read(None, 1_000_000, Room(1_000_000))) == part_bytes * parts
-    assert trio.current_time() >= pause_s * parts
-
-
-@pytest.mark.parametrize(
-    ("part_bytes", "pause_s", "gives_up_s"), [(1, 1.0, 30), (33, 1.0, 30), (1024, 31.0, 30), (500, 20.0, 30)]
-)
-async def test_a_sender_of_one_byte_a_second_is_refused(
-    part_bytes: int, pause_s: float, gives_up_s: float, autojump_clock: trio.abc.Clock
-) -> None:
-    body = AsgiBody(Sender(part_bytes, pause_s, 1_000_000).receive)
-    with pytest.raises(BodyTooSlow):
-        await body.read(None, 1_000_000, Room(1_000_000))
-    assert trio.current_time() == pytest.approx(gives_up_s)
-    assert body.too_slow
-
-
-async def test_the_time_in_which_nobody_asks_a_client_for_more_is_not_its_own(autojump_clock: trio.abc.Clock) -> None:
-    body = AsgiBody(Sender(1, 1.0, 20).receive)
-    parts = 0
-    async for _ in body.stream():
-        parts += 1
-        await trio.sleep(1000)  # the primary's disk is slow
-    assert parts == 20
-
-
 async def test_a_client_that_is_too_slow_is_told_so_and_what_it_still_sends_is_not_waited_for(
     house: House, autojump_clock: trio.abc.Clock
 ) -> None:
@@ -312,7 +267,7 @@ async def test_two_clients_pull_once_and_a_client_that_leaves_leaves_it_to_the_o
     headers = [("content-length", str(len(body)))]
     first, second = (AsgiClient(front, "POST", "/api/pull", headers) for _ in range(2))
     async with trio.open_nursery() as nursery:
-        await nursery.start(front.pulls.run)
+        await nursery.start(front.front.pulls.run)
         async with trio.open_nursery() as clients:
             for client in (first, second):
                 clients.start_soon(client.ask, body)
@@ -499,7 +454,7 @@ async def test_bodies_that_are_being_read_are_bounded_together(house: House) -> 
     """Each alone is small enough; a thousand slow senders of large ones would take all memory before any ticket."""
     server = await house.hall.worker("a", streams(LINE))
     front = house.front
-    front._reading = Room(2 * MAX_BODY_BYTES)
+    front.front._reading = Room(2 * MAX_BODY_BYTES)
     part = b"x" * (MAX_BODY_BYTES - 100)
     async with trio.open_nursery() as nursery:
         slow = [AsgiClient(front, "POST", "/api/chat") for _ in range(2)]
@@ -511,6 +466,6 @@ async def test_bodies_that_are_being_read_are_bounded_together(house: House) -> 
         assert (await third.ask(part)).status == 503
         for client in slow:
             client.leave()
-    assert front._reading.bytes == 0
+    assert front.front._reading.bytes == 0
     assert (await AsgiClient(front, "POST", "/api/chat").ask(CHAT)).status == 200
     assert len(server.received) == 1

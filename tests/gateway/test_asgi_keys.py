@@ -8,7 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.asgi import Front, Message, Send
+from gateway.asgi import AsgiLane, Message, Send
+from gateway.front import Front
 from gateway.keyring import Keyring
 from gateway.limits import Limits
 from gateway.pulls import Pulls
@@ -43,9 +44,10 @@ class House:
 
     def client(self, method: str, target: str, key: str | None = None, *more: tuple[str, str]) -> AsgiClient:
         hall = self.hall
-        front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, self.pages, max_body_bytes=1000,
-                      keyring=self.keyring)  # fmt: skip
-        return AsgiClient(front, method, target, [*([("authorization", f"Bearer {key}")] if key else []), *more])
+        front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=1000, keyring=self.keyring)
+        return AsgiClient(
+            AsgiLane(front, self.pages), method, target, [*([("authorization", f"Bearer {key}")] if key else []), *more]
+        )
 
     async def ask(
         self, target: str = "/api/chat", key: str | None = None, *more: tuple[str, str], method: str = "POST"

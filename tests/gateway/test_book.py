@@ -12,8 +12,9 @@ import trio
 from structlog.testing import capture_logs
 
 from gateway.access import AccessLog
-from gateway.asgi import Front
+from gateway.asgi import AsgiLane
 from gateway.book import Book
+from gateway.front import Front
 from gateway.pulls import Pulls
 from gateway.request import Request
 from tests.fakes.asgi import AsgiClient
@@ -38,12 +39,11 @@ class House:
         self.notes: list[tuple[Any, ...]] = []
 
     @property
-    def front(self) -> Front:
+    def front(self) -> AsgiLane:
         exchange = self.hall.exchange
         exchange._notes = self
-        return Front(
-            exchange, Pulls(exchange), self.hall.metrics, self._no_pages, max_body_bytes=10_000, book=self.book
-        )
+        front = Front(exchange, Pulls(exchange), self.hall.metrics, max_body_bytes=10_000, book=self.book)
+        return AsgiLane(front, self._no_pages)
 
     def begins(self, *noted: Any) -> None:
         self.notes.append(("begins", *noted))
@@ -229,10 +229,9 @@ async def test_who_traces_hears_of_the_beginning_and_of_the_end(nursery: trio.Nu
 
     await hall.worker("a", OK)
     front = Front(
-        hall.exchange, Pulls(hall.exchange), hall.metrics, House(hall)._no_pages, max_body_bytes=1000,
-        book=Book(hall.metrics, None, Tracer()),
-    )  # fmt: skip
-    await AsgiClient(front, "POST", "/api/chat").ask(CHAT)
+        hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=1000, book=Book(hall.metrics, None, Tracer())
+    )
+    await AsgiClient(AsgiLane(front, House(hall)._no_pages), "POST", "/api/chat").ask(CHAT)
     assert heard == [("begin", ""), ("/api/chat", "ok")]
     await hall.upstream.aclose()
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import asgi as asgi_module
+from gateway import body as body_module
 from gateway import fleetwide as fleetwide_module
+from gateway import outgoing as outgoing_module
 from gateway.errors import Dialect
 from gateway.request import Request
 from tests.fakes.cut import Visit, Wait, modules, waits_of
@@ -37,7 +38,13 @@ def inference(scenario: Scenario) -> Scenario:
 
 def other(scenario: Scenario) -> Scenario:
     """A scenario of a request that something else than `Exchange.infer` answers."""
-    SCENARIOS[scenario.__name__] = (scenario, (Way.FRONT, Way.LEAVE))
+    SCENARIOS[scenario.__name__] = (scenario, (Way.FRONT, Way.LEAVE, Way.EXPRESS, Way.EXPRESS_LEAVE))
+    return scenario
+
+
+def express(scenario: Scenario) -> Scenario:
+    """A scenario of something that only the express lane waits for."""
+    SCENARIOS[scenario.__name__] = (scenario, (Way.EXPRESS, Way.EXPRESS_LEAVE))
     return scenario
 
 
@@ -84,6 +91,15 @@ async def a_big_body(stage: Stage) -> None:
     stage.narrow()
     stage.body = b'{"model":"m","messages":[{"content":"%b"}]}' % (b"x" * BIG)
     await stage.worker("a", TOKENS)
+
+
+@express
+async def a_client_that_reads_slowly(stage: Stage) -> None:
+    """More than is kept for it."""
+    stage.slow_reader = True
+    for name in ("BUFFER_BYTES", "ROOM_BYTES"):
+        stage.patch.setattr(outgoing_module, name, 100)
+    await stage.worker("a", sends(CHUNKED, chunk(LINE * 20_000), chunk(LINE * 20_000), chunk(DONE), END))
 
 
 @inference
@@ -378,7 +394,7 @@ async def a_body_that_is_too_large_by_far(stage: Stage) -> None:
     """Its rest is not even read."""
     await a_body_that_is_too_large(stage)
     stage.max_body_bytes = 400
-    stage.patch.setattr(asgi_module, "DISCARD_BYTES", 1)
+    stage.patch.setattr(body_module, "DISCARD_BYTES", 1)
 
 
 # -- pulls -----------------------------------------------------------------------------------------------------------
@@ -506,8 +522,9 @@ ELSEWHERE = {
 UNREACHABLE = {
     "admission.Admission.wait_drained: await self._drained.setdefault(worker_id, trio.Event()).wait()": "a drain's",
     "admission.Admission.wait_all_drained: await self.wait_drained(worker.id)": "the shutdown's",
-    "asgi.Front.__call__: await self._pages(scope, receive, send)": "a page's, in Quart",
-    "asgi.Front._answer: async with aclosing(body.stream()) as parts:": "what it closes does not wait any more",
+    "asgi.AsgiLane.__call__: await self._pages(scope, receive, send)": "a page's, in Quart",
+    "leaving.Leaving.run: await trio.lowlevel.wait_readable(self._epoll.fileno())": "the gateway's own life",
+    "front.Front._serve: async with aclosing(body.stream()) as parts:": "what it closes does not wait any more",
     "pulls.Pulls.run: async with trio.open_nursery() as nursery:": "the gateway's own life",
     "pulls.Pulls.run: await trio.sleep_forever()": "the gateway's own life",
     "upstream.Upstream.aclose: await trio.aclose_forcefully(connection.stream)": "the shutdown's",

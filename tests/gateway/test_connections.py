@@ -25,6 +25,9 @@ class Client:
     def cut(self) -> None:
         self.is_cut = True
 
+    def retire(self) -> None:
+        self.is_cut = self.idle
+
 
 def arrive(connections: Connections, *, own: bool = False, now: float = 0.0, works: bool = False) -> Client | None:
     """One more client, if there is a place."""

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway import answering, asgi, stream
+from gateway import answering, stream
+from gateway import body as body_module
 from gateway.asgi import Message, Receive, Send
 from gateway.door import Door, PortTaken, listen
 from gateway.head import HEAD_BYTES
@@ -144,7 +145,7 @@ async def test_a_request_of_two_lengths_is_refused_and_what_is_hidden_in_it_is_n
 async def test_a_refused_upload_is_answered_and_its_connection_ends(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "DISCARD_BYTES", 1_000_000)
+    monkeypatch.setattr(body_module, "DISCARD_BYTES", 1_000_000)
     monkeypatch.setattr(stream, "LINGER_S", 0.05)
     client = await house.client()
     async with trio.open_nursery() as nursery:
@@ -241,10 +242,10 @@ async def test_a_client_that_leaves_frees_its_worker(house: House, before: str) 
     assert repr(house.hall.admission) == NOTHING_LEFT
 
 
-async def test_a_client_that_leaves_a_pull_ends_it(nursery: trio.Nursery, connect: Connect) -> None:
+async def test_a_client_that_leaves_a_pull_ends_it(nursery: trio.Nursery, connect: Connect, lane: str) -> None:
     hall = Hall(nursery)
     primary = await hall.primary(starts(b'{"status":"pulling"}\n', then=hangs))
-    client = await connect((await serve(nursery, front_of(hall))).port)
+    client = await connect((await serve(nursery, front_of(hall), lane=lane)).port)
     await client.post("/api/pull", b'{"model":"m"}')
     await client.until(b"pulling")
     await client.stream.aclose()
@@ -317,7 +318,7 @@ async def test_over_http_2_too_a_large_answer_comes_whole(house: House) -> None:
 
 @pytest.mark.parametrize("way", ["cut", "cancelled"])
 async def test_a_client_that_never_reads_does_not_hold_up_the_end(
-    nursery: trio.Nursery, connect: Connect, way: str
+    nursery: trio.Nursery, connect: Connect, way: str, lane: str
 ) -> None:
     sent = 0
 
@@ -330,7 +331,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(
 
     hall = Hall(nursery)
     await hall.worker("a", counts)
-    served = await serve(nursery, front_of(hall), stall_timeout_s=1e6)
+    served = await serve(nursery, front_of(hall), stall_timeout_s=1e6, lane=lane)
     client = await connect(served.port)
     await client.post("/api/chat", CHAT)
     before = -1
@@ -627,7 +628,7 @@ async def test_an_unread_answer_is_waited_for_and_the_client_that_reads_it_gets_
 async def test_a_body_that_comes_too_slowly_is_refused_in_the_words_of_its_api(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "PROGRESS_S", 0.05)
+    monkeypatch.setattr(body_module, "PROGRESS_S", 0.05)
     for path in ("/v1/chat/completions", "/v1/models/m"):  # held, and streamed to the primary
         await house.hall.primary(says(b"{}"))
         client = await house.client()

@@ -10,8 +10,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from gateway import tracing as module
-from gateway.asgi import Front
+from gateway.asgi import AsgiLane
 from gateway.book import Book
+from gateway.front import Front
 from gateway.pulls import Pulls
 from gateway.tracing import TellingExporter, Tracing
 from tests.fakes.asgi import AsgiClient
@@ -44,7 +45,7 @@ def client(hall: Hall, tracing: Tracing, path: str = "/api/chat", method: str = 
         raise AssertionError
 
     book = Book(hall.metrics, None, tracing)
-    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, no_pages, max_body_bytes=1000, book=book)
+    front = AsgiLane(Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=1000, book=book), no_pages)
     return AsgiClient(front, method, path, headers.items())
 
 
@@ -143,7 +144,7 @@ async def test_without_tracing_a_clients_trace_reaches_the_worker_as_it_came(hal
     async def no_pages(*_: Any) -> None:
         raise AssertionError
 
-    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, no_pages, max_body_bytes=1000, book=book)
+    front = AsgiLane(Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=1000, book=book), no_pages)
     await AsgiClient(front, "POST", "/api/chat", [("traceparent", f"00-{TRACE}-{SPAN}-01")]).ask(CHAT)
     assert server.received[0].header("traceparent") == f"00-{TRACE}-{SPAN}-01"
 

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.app import make_app
-from gateway.asgi import App, Front
+from gateway.asgi import App, AsgiLane
 from gateway.door import listen, run_gateway
+from gateway.front import Front
 from gateway.pulls import Pulls
 from tests.fakes.fleet_admin import FakeFleet
 from tests.fakes.hall import NOTHING_LEFT, Hall
@@ -126,11 +127,14 @@ TOOLS: list[Any] = [
 async def place(nursery: trio.Nursery) -> AsyncIterator[Place]:
     hall = Hall(nursery)
     pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
-    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, cast("App", pages), max_body_bytes=MAX_BODY_BYTES)
+    front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=MAX_BODY_BYTES)
+    lane = AsgiLane(front, cast("App", pages))
     sockets = listen("127.0.0.1", 0)
 
     async def serve(task_status: trio.TaskStatus[object]) -> None:
-        await run_gateway(front, sockets, stall_timeout_s=TOO_LONG_S, max_connections=10, task_status=task_status)
+        await run_gateway(
+            lane, sockets, express=front, stall_timeout_s=TOO_LONG_S, max_connections=10, task_status=task_status
+        )
 
     await nursery.start(serve)
     async with AsyncExitStack() as stack:
