@@ -46,9 +46,9 @@ test-gpu: setup-dev ## On a machine with NVIDIA GPUs: pinning, NVML, Xids, quara
 soak: setup-dev ## 2,000 restarts in a row, then 64 idle workers: what they cost Chimera (ARGS="--help")
 	@$(BIN)/python scripts/soak.py $(ARGS)
 
-bench: setup-dev ## Chimera next to HAProxy (apt install haproxy), in one run; real Ollama (ARGS="--help")
+bench: setup-dev ## Chimera next to its peers (apt install haproxy nginx-light), in one run (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
-	@$(BIN)/python -m scripts.bench conversations $(ARGS)
+	@$(BIN)/python -m scripts.bench all $(ARGS)
 
 fuzz: setup-dev ## Try parsers, the published document and the port with what nobody sends on purpose (ARGS="--help")
 	@$(BIN)/python -m scripts.fuzz $(ARGS)

@@ -1,9 +1,10 @@
 """Benchmarks: Chimera next to its peers, in one run on this machine (make bench).
 
-Timing on a busy machine is noise: what counts are ratios within one run, the two sides taking turns.
+Timing on a busy machine is noise: what counts are ratios within one run, the sides taking turns.
 """
 
-import tempfile
+import os
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -11,18 +12,109 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from scripts.bench import conversations as talks_module
 from scripts.bench import haproxy as peer
-from scripts.bench.conversations import Round, median_ms, run_round, warm_up
-from tests.fakes.chimera import chimera, free_ports
+from scripts.bench.conversations import Round, Sides, median_ms
+from scripts.bench.criteria import found_in, verdicts
+from scripts.bench.machine import ROOT
+from scripts.bench.measurement import Measure, Options, Record, save
 
-MODEL = "gemma3:270m"
-WORKERS, SLOTS = 2, 2
-PEER_PORT_FROM = 28_000
+# Each is a module here with `measure(options) -> Record`; the text is what --help says of it.
+MEASUREMENTS = {
+    "cost": "CPU per request and per streamed chunk, added time to the first byte.",
+    "growth": "How CPU per request and per chunk grows with workers, and per request with the queue.",
+    "saturation": "The highest rate of chunks that one core relays in time.",
+    "decision": "A decision of Chimera's dispatcher: 256 workers, 10,000 waiting tickets.",
+}
+# The same, but its subcommand has options of its own.
+_OWN_COMMAND = ("conversations",)
+FOLDER = ROOT / "docs" / "bench"
+# What a measurement ends with when something that it needs is not there or does not start.
+_NOT_MEASURED = (peer.NotInstalled, RuntimeError, AssertionError, OSError, httpx.HTTPError)
 
 
 @click.group(help=__doc__)
-def main() -> None:
+@click.option("--nice", type=click.IntRange(-20, 19), help="Run all of it at this priority; below 0 needs root.")
+def main(nice: int | None) -> None:
     """The command."""
+    if nice is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)  # whatever is started inherits it
+
+
+def measure_of(name: str) -> Measure:
+    """Return the measurement with this name."""
+    found: Measure = import_module(f"scripts.bench.{name}").measure
+    return found
+
+
+def show(made: Record, console: Console) -> None:
+    """Print what a measurement found."""
+    console.print_json(data=made.figures)
+
+
+def command_of(name: str, text: str) -> click.Command:
+    """Return the subcommand of a measurement."""
+
+    @click.command(name, help=text)
+    @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each side.")
+    @click.option("--quick", is_flag=True, help="As short as can be, to see that it works; figures mean nothing.")
+    @click.option("--with", "guests", multiple=True, type=click.Choice(["litellm", "herd"]), help="Install it too.")
+    @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Keep the figures here.")
+    def run(rounds: int, quick: bool, guests: tuple[str, ...], file: Path | None) -> None:
+        console = Console()
+        try:
+            made = measure_of(name)(Options(rounds, quick, guests, say_on(console)))
+        except _NOT_MEASURED as error:
+            raise click.ClickException(f"{name}: {error}") from error
+        show(made, console)
+        if file is not None:
+            save(made, file)
+
+    return run
+
+
+def say_on(console: Console) -> "_Say":
+    """Return what prints a line as it is, however long."""
+    return _Say(console)
+
+
+class _Say:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+for _name, _text in MEASUREMENTS.items():
+    main.add_command(command_of(_name, _text))
+
+
+@main.command("all")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each side.")
+@click.option("--quick", is_flag=True, help="As short as can be, to see that it works; figures mean nothing.")
+@click.option("--with", "guests", multiple=True, type=click.Choice(["litellm", "herd"]), help="Install it too.")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), default=FOLDER, show_default=True,
+              help="Where the figures go, a JSON file for each measurement.")  # fmt: skip
+def everything(rounds: int, quick: bool, guests: tuple[str, ...], folder: Path) -> None:
+    """Every measurement, one after the other; then what holds. Exit status 1 when one could not be made."""
+    console = Console()
+    say = say_on(console)
+    made: list[Record] = []
+    broken: list[str] = []
+    for name in (*MEASUREMENTS, *_OWN_COMMAND):
+        say(f"-- {name}")
+        try:
+            made.append(measure_of(name)(Options(rounds, quick, guests, say)))
+            save(made[-1], folder / f"{name}.json")
+        except _NOT_MEASURED as error:
+            broken.append(name)
+            say(f"{name} was not measured: {error}")
+    say("\nWhat is to hold:")
+    for verdict in verdicts(found_in(made)):
+        say(verdict.text)
+    if broken:
+        raise click.ClickException(f"not measured: {', '.join(broken)}")
 
 
 @main.command()
@@ -35,38 +127,20 @@ def conversations(rounds: int, talks: int, turns: int, words: int, least: float)
     """First token of later turns, real Ollama, two workers of two slots: Chimera and HAProxy leastconn."""
     console = Console()
     try:
-        name = peer.version()
-    except peer.NotInstalled as error:
+        both = talks_module.compare(rounds, say_on(console), talks=talks, turns=turns, words=words)
+    except _NOT_MEASURED as error:
         raise click.ClickException(str(error)) from error
-    ours: list[Round] = []
-    theirs: list[Round] = []
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        settings = {"OLLAMA_BIN": "", "WORKERS": f"cpu={WORKERS}", "WORKER_SLOTS": str(SLOTS), "CANARY_AFTER_S": "0"}
-        with chimera(folder, **settings, OLLAMA_MODELS=f"{folder}/models") as made:
-            made.start().ready(WORKERS)
-            rows = httpx.get(f"{made.url}/admin/instances", trust_env=False).json()["instances"]
-            ports = [int(row["port"]) for row in rows]
-            warm_up(ports, MODEL)
-            (port,) = free_ports(1, PEER_PORT_FROM)
-            with peer.haproxy(port, ports, SLOTS, folder) as url:
-                for number in range(rounds):
-                    for side, where in ((theirs, url), (ours, made.url)):
-                        seed = number * 2 + (side is ours)  # nobody finds the other's prompts in a cache
-                        side.append(run_round(where, MODEL, talks=talks, turns=turns, words=words, seed=seed))
-                        console.print(f"round {number + 1}: {'Chimera' if side is ours else name}: "
-                                      f"{median_ms(side[-1:]):.0f} ms, all in {side[-1].total_s:.1f} s")  # fmt: skip
-    ratio = median_ms(theirs) / median_ms(ours)
-    console.print(_table(name, theirs, ours, f"First token of turns 2 to {turns}: {talks} conversations, "
-                                             f"{WORKERS} workers of {SLOTS} slots, {MODEL}"))  # fmt: skip
-    console.print(f"Chimera: {ratio:.1f} times as fast to the first token (median)")
-    if ratio < least:
+    console.print(_table(both, f"First token of turns 2 to {turns}: {talks} conversations, {talks_module.WORKERS} "
+                               f"workers of {talks_module.SLOTS} slots, {talks_module.MODEL}"))  # fmt: skip
+    console.print(f"Chimera: {both.times:.1f} times as fast to the first token (median of the rounds)")
+    if both.times < least:
         raise click.ClickException(f"less than {least:g} times")
 
 
-def _table(name: str, theirs: list[Round], ours: list[Round], title: str) -> Table:
+def _table(both: Sides, title: str) -> Table:
     table = Table("gateway", "median ms", "longest ms", "round s", title=title, title_justify="left")
-    for who, rounds in ((f"{name}, leastconn", theirs), ("Chimera", ours)):
+    sides: tuple[tuple[str, list[Round]], ...] = (("HAProxy leastconn", both.theirs), ("Chimera", both.ours))
+    for who, rounds in sides:
         longest = max(seconds for one in rounds for seconds in one.later_s) * 1000
         took = ", ".join(f"{one.total_s:.1f}" for one in rounds)
         table.add_row(who, f"{median_ms(rounds):.0f}", f"{longest:.0f}", took)

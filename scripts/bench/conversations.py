@@ -5,17 +5,32 @@ each begins with a longer text, then asks short questions about it, and all ask 
 Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
 elsewhere. (Each asking again at once by itself, there would be nothing to choose: the only free slot would be the one
 that the same conversation has just left.)
+
+Needs the CPU build of Ollama (scripts/embedded.py install).
 """
 
 import json
 import random
 import statistics
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
+
+from scripts.bench import haproxy as peer
+from scripts.bench.measurement import Options, Record, record
+from scripts.bench.peers import Chimera, HaProxy
+from scripts.bench.workers import Spec
+from tests.fakes.chimera import chimera, free_ports
+
+MODEL = "gemma3:270m"
+WORKERS, SLOTS = 2, 2
+TALKS, TURNS, FIRST_WORDS = 4, 5, 250
+PEER_PORT_FROM = 28_000
 
 # Enough for some thousand words.
 NUM_CTX = 4096
@@ -171,3 +186,61 @@ def warm_up(ports: Sequence[int], model: str) -> None:
     for port in ports:
         url = f"http://127.0.0.1:{port}/api/chat"
         httpx.post(url, json=body, timeout=TIMEOUT_S, trust_env=False).raise_for_status()
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The rounds of both sides, which took turns."""
+
+    theirs: list[Round]
+    ours: list[Round]
+
+    @property
+    def times(self) -> float:
+        """How many times sooner Chimera's first token came: the median of the rounds' ratios."""
+        pairs = zip(self.theirs, self.ours, strict=True)
+        return statistics.median(median_ms([theirs]) / median_ms([ours]) for theirs, ours in pairs)
+
+
+def compare(
+    rounds: int, say: Callable[[str], None], *, talks: int = TALKS, turns: int = TURNS, words: int = FIRST_WORDS
+) -> Sides:
+    """Hold conversations through HAProxy and through Chimera, in turn, before the same workers.
+
+    Raises NotInstalled without HAProxy, RuntimeError when one was not answered.
+    """
+    name, both = peer.version(), Sides([], [])
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        settings = {"OLLAMA_BIN": "", "WORKERS": f"cpu={WORKERS}", "WORKER_SLOTS": str(SLOTS), "CANARY_AFTER_S": "0"}
+        with chimera(folder, **settings, OLLAMA_MODELS=f"{folder}/models") as made:
+            made.start().ready(WORKERS)
+            ports = [int(row["port"]) for row in made.instances()]
+            warm_up(ports, MODEL)
+            (port,) = free_ports(1, PEER_PORT_FROM)
+            with peer.haproxy(port, ports, SLOTS, folder) as url:
+                for number in range(rounds):
+                    for side, where in ((both.theirs, url), (both.ours, made.url)):
+                        seed = number * 2 + (side is both.ours)  # nobody finds the other's prompts in a cache
+                        side.append(run_round(where, MODEL, talks=talks, turns=turns, words=words, seed=seed))
+                        say(f"round {number + 1}: {'Chimera' if side is both.ours else name}: "
+                            f"{median_ms(side[-1:]):.0f} ms, all in {side[-1].total_s:.1f} s")  # fmt: skip
+    return both
+
+
+def measure(options: Options) -> Record:
+    """Measure it, three rounds at most: a round takes half a minute. Raises NotInstalled, RuntimeError."""
+    rounds = 1 if options.quick else min(options.rounds, 3)
+    both = compare(rounds, options.say, talks=2 if options.quick else TALKS)
+    sides = {
+        name: {
+            "median_ms": median_ms(held),
+            "longest_ms": max(seconds for one in held for seconds in one.later_s) * 1e3,
+            "rounds_s": [one.total_s for one in held],
+            "rounds_median_ms": [median_ms([one]) for one in held],
+        }
+        for name, held in (("HAProxy", both.theirs), ("Chimera", both.ours))
+    }
+    figures = {"sides": sides, "model": MODEL, "workers": WORKERS, "slots": SLOTS, "talks": TALKS, "turns": TURNS,
+               "words": FIRST_WORDS, "criteria": {"turns_times_sooner": both.times}}  # fmt: skip
+    return record("conversations", options, [HaProxy(), Chimera(Spec(SLOTS))], figures)

@@ -1,5 +1,6 @@
 """HAProxy `leastconn` before the same workers: what people put before several Ollama servers today."""
 
+import resource
 import shutil
 import subprocess
 import time
@@ -13,7 +14,8 @@ START_TIMEOUT_S = 10.0
 
 CONFIG = """\
 global
-    maxconn 4096
+    maxconn {most}
+    nbthread 1
 defaults
     mode http
     option http-no-delay
@@ -38,7 +40,7 @@ def config(port: int, workers: Sequence[int], slots: int) -> str:
     """Return a configuration that gives each worker at most `slots` requests at once and queues the rest."""
     servers = "\n".join(f"    server w{number} 127.0.0.1:{worker} maxconn {slots}"
                         for number, worker in enumerate(workers, start=1))  # fmt: skip
-    return CONFIG.format(port=port, servers=servers)
+    return CONFIG.format(port=port, servers=servers, most=most_connections())
 
 
 def _program() -> str:
@@ -55,16 +57,28 @@ def version() -> str:
     return said.splitlines()[0].partition(" - ")[0]
 
 
+def most_connections() -> int:
+    """Return how many clients it may have: each takes two of the files that a process may open here."""
+    return min(20_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
+
+
 @contextmanager
 def haproxy(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iterator[str]:
     """Run HAProxy for the block, in the foreground and ended by its pid; yields its URL. Raises NotInstalled."""
+    with haproxy_process(port, workers, slots, folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def haproxy_process(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iterator[int]:
+    """The same; yields its pid. Raises NotInstalled."""
     file = folder / "haproxy.cfg"
     file.write_text(config(port, workers, slots))
     process = subprocess.Popen([_program(), "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(url, process)
-        yield url
+        yield process.pid
     finally:
         process.terminate()
         process.wait()

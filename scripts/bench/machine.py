@@ -1,0 +1,60 @@
+"""What a run was made on: no figure without it."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine and the state of the project."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    python: str
+    commit: str
+    load_1_min: float
+
+    def text(self) -> str:
+        """Return it in one line."""
+        return (f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 2**30:.0f} GiB, Linux {self.kernel}, "
+                f"Python {self.python}, commit {self.commit}, load {self.load_1_min:.1f} at the start")  # fmt: skip
+
+
+def this_machine() -> Machine:
+    """Return this machine as it is now."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return Machine(
+        cpu=cpu_model(info),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        commit=commit(),
+        load_1_min=os.getloadavg()[0],
+    )
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """Return the processor's name out of /proc/cpuinfo, else its architecture."""
+    for line in cpuinfo.splitlines():
+        name, _, text = line.partition(":")
+        if name.strip() == "model name":
+            return text.strip()
+    return platform.machine()
+
+
+def commit() -> str:
+    """Return the commit that is checked out, with `-dirty` when files differ from it; `unknown` without git."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return "unknown"
+    return said or "unknown"

@@ -1,0 +1,73 @@
+"""What all measurements have in common: how they are asked for, and the record they leave.
+
+A measurement is a module with a function `measure(options) -> Record`; `MEASUREMENTS` of `__main__` has its name.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from scripts.bench.machine import Machine, this_machine
+from scripts.bench.peers import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure.
+
+    `rounds`: how often each side has its turn. `quick`: as short as it can be, to see that it works; its figures mean
+    nothing. `guests`: peers that are installed for the run only, "litellm", "herd". `say` tells how far it is.
+    """
+
+    rounds: int = 5
+    quick: bool = False
+    guests: tuple[str, ...] = ()
+    say: Callable[[str], None] = print
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one measurement found, as it is kept in JSON.
+
+    `figures` are its own: a dict of numbers, texts, lists and dicts. `versions`: of the peers, by name. `left_out`:
+    lines about peers that were not there.
+    """
+
+    name: str
+    command: str
+    machine: Machine
+    versions: dict[str, str]
+    figures: dict[str, Any]
+    left_out: tuple[str, ...] = field(default_factory=tuple)
+
+
+class Measure(Protocol):
+    """A measurement."""
+
+    def __call__(self, options: Options) -> Record:
+        """Measure. Raises RuntimeError when a side cannot be measured at all."""
+        ...
+
+
+def record(name: str, options: Options, sides: Sequence[Peer], figures: dict[str, Any],
+           left_out: Sequence[str] = ()) -> Record:  # fmt: skip
+    """Return the record of a measurement that ends now."""
+    words = ["python -m scripts.bench", name, f"--rounds {options.rounds}", *(["--quick"] if options.quick else []),
+             *(f"--with {guest}" for guest in options.guests)]  # fmt: skip
+    versions = {peer.name: peer.version() for peer in sides}
+    return Record(name, " ".join(words), this_machine(), versions, figures, tuple(left_out))
+
+
+def save(made: Record, file: Path) -> None:
+    """Write a record as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(made), indent=1, ensure_ascii=False) + "\n")
+
+
+def load(file: Path) -> Record:
+    """Read a record. Raises FileNotFoundError, ValueError."""
+    fields = json.loads(file.read_text())
+    machine = Machine(**fields.pop("machine"))
+    return Record(machine=machine, left_out=tuple(fields.pop("left_out")), **fields)
