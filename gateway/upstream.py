@@ -1,100 +1,65 @@
-"""One HTTP/1.1 exchange with a worker, over pooled connections (h11 on trio sockets).
+"""One HTTP/1.1 exchange with a worker, over pooled connections.
 
 A connection goes back to the pool only when its answer has been read to the end; any other way out of the block
 closes it, which is how Ollama learns that nobody waits for the answer. One that died idle is found when it is
 taken from the pool, or costs the request a retry.
 """
 
-import select
-import socket
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
-import h11
 import trio
 
-from gateway.errors import ConnectFailed, FirstByteTimeout, Stalled, WorkerLost
+from gateway.asking import TOGETHER_BYTES, framed, head_of_request
+from gateway.errors import FirstByteTimeout, Stalled, WorkerLost
 from gateway.headers import Headers
+from gateway.link import Late, Link, Patience, connect
+from gateway.response import Response
 
-CONNECT_TIMEOUT_S = 5.0
-IDLE_CONNECTION_S = 30.0
 IDLE_PER_WORKER = 64
-READ_BYTES = 64 * 1024
-HEAD_BYTES = 128 * 1024
 
-_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError, OSError)
-
-
-class _Connection:
-    """One connection to a worker and its HTTP state."""
-
-    def __init__(self, stream: trio.SocketStream, port: int) -> None:
-        self.stream = stream
-        self.port = port
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
-        self.idle_since = 0.0
-
-    async def event(self) -> h11.Event | type[h11.PAUSED]:
-        """Return the next event, reading as much as it takes. Raises one of _BROKEN."""
-        while (event := self.http.next_event()) is h11.NEED_DATA:
-            self.http.receive_data(await self.stream.receive_some(READ_BYTES))
-        return event  # type: ignore[return-value]  # h11 types NEED_DATA as one of the things returned here
-
-    def reusable(self, now: float) -> bool:
-        """Say whether an idle connection is still good: young, open, and silent as an idle one must be."""
-        if now - self.idle_since > IDLE_CONNECTION_S:
-            return False
-        # readable means closed by the worker, or bytes that belong to no request
-        poll = select.poll()
-        poll.register(self.stream.socket.fileno(), select.POLLIN)
-        return not poll.poll(0)
+Body = bytes | AsyncIterable[bytes] | None
 
 
 class Answer:
     """A worker's answer: its head, and its body as it comes."""
 
-    def __init__(self, connection: _Connection, response: h11.Response, stall_timeout_s: float, sent_at: float) -> None:
+    __slots__ = ("_link", "_response", "_stall_timeout_s", "ended", "headers", "sent_at", "status")
+
+    def __init__(self, link: Link, response: Response, stall_timeout_s: float, sent_at: float) -> None:
         """`sent_at`: when the worker had all of the request (trio's clock)."""
         self.sent_at = sent_at
-        self.status = response.status_code
-        self.headers: Headers = list(response.headers)
+        self.status = response.status
+        self.headers = response.headers
         self.ended = False
-        self._connection = connection
+        self._link = link
+        self._response = response
         self._stall_timeout_s = stall_timeout_s
 
     async def read(self) -> bytes:
         """Return what has come of the body, at least one byte; none when it has ended.
 
-        Chunks that came together are returned together: that is one write to the client instead of many.
+        Chunks that came together are returned together: that is one write to the client instead of many. What came
+        before a break still belongs to the client; the break is met at the next read.
         Raises WorkerLost and Stalled. Cancellation loses nothing but the connection.
         """
-        if self.ended:
-            return b""
-        with trio.CancelScope(deadline=trio.current_time() + self._stall_timeout_s):
-            return await self._read()
-        raise Stalled(self._stall_timeout_s)
-
-    async def _read(self) -> bytes:
-        parts: list[bytes] = []
-        http = self._connection.http
-        try:
-            while True:
-                event = http.next_event() if parts else await self._connection.event()
-                if isinstance(event, h11.Data):
-                    parts.append(bytes(event.data))
-                elif isinstance(event, h11.EndOfMessage):
-                    self.ended = True
-                    break
-                elif event is h11.NEED_DATA:
-                    break
-                else:
-                    raise WorkerLost("while it answered: the connection was closed")
-        except _BROKEN as error:
-            if parts:
-                # what came before the break still belongs to the client; the break is met at the next read
-                return b"".join(parts)
-            raise WorkerLost(f"while it answered: {_why(error)}") from error
-        return b"".join(parts)
+        response = self._response
+        parts = response.parts
+        due = 0.0
+        while not parts and not response.ended:
+            if response.fault is not None:
+                raise WorkerLost(f"while it answered: {response.fault}")
+            due = due or trio.current_time() + self._stall_timeout_s
+            try:
+                response.feed(await self._link.receive(due))
+            except Late:
+                raise Stalled(self._stall_timeout_s) from None
+            except OSError as error:
+                response.fault = str(error)
+        self.ended = response.ended
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return body
 
 
 class Upstream:
@@ -103,37 +68,43 @@ class Upstream:
     def __init__(self, *, first_byte_timeout_s: float, stall_timeout_s: float) -> None:
         self._first_byte_timeout_s = first_byte_timeout_s
         self._stall_timeout_s = stall_timeout_s
-        self._idle: dict[int, list[_Connection]] = {}
+        self._idle: dict[int, list[Link]] = {}
+        self._patience = Patience()
 
-    async def aclose(self) -> None:
+    async def run(self) -> None:
+        """Watch over both timeouts: without it nobody is ever late. Cancellation ends that."""
+        await self._patience.run()
+
+    def close(self) -> None:
         """Close the idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                await trio.aclose_forcefully(connection.stream)
-        self._idle.clear()
+        for port in list(self._idle):
+            self.forget(port)
 
     @asynccontextmanager
     async def exchange(
-        self, port: int, method: str, target: bytes, headers: Headers, body: bytes | AsyncIterable[bytes] | None
+        self, port: int, method: str, target: bytes, headers: Headers, body: Body
     ) -> AsyncIterator[Answer]:
         """Send a request to 127.0.0.1:port; the block has the answer once its head is there.
 
-        Raises ConnectFailed, WorkerLost, FirstByteTimeout; `Answer.read` raises WorkerLost and Stalled.
+        Raises ConnectFailed, WorkerLost, FirstByteTimeout, Unsendable; `Answer.read` raises WorkerLost and Stalled.
         Cancellation, and leaving the block before the end of the body, close the connection.
         """
-        connection, answer = await self._ask(port, method, target, headers, body)
+        head = head_of_request(method, target, headers)
+        link, response, sent_at = await self._ask(port, head, headers, body, method)
+        answer = Answer(link, response, self._stall_timeout_s, sent_at)
         try:
             yield answer
         finally:
-            if answer.ended:
-                self._give_back(connection)
+            if answer.ended and response.keeps and not response.extra:
+                self._give_back(link)
             else:
-                connection.stream.socket.close()
+                link.close()
+            response.release()
 
     async def _ask(
-        self, port: int, method: str, target: bytes, headers: Headers, body: bytes | AsyncIterable[bytes] | None
-    ) -> tuple[_Connection, Answer]:
-        """Send the request and return the connection with the answer's head.
+        self, port: int, head: bytes, headers: Headers, body: Body, method: str
+    ) -> tuple[Link, Response, float]:
+        """Send the request; return once the answer's head is there, with when all of the request had been sent.
 
         A pooled connection that breaks before the answer may have been closed by the worker just then, which
         says nothing about the worker: the request is sent once more on a new one. A body that comes in parts
@@ -142,112 +113,83 @@ class Upstream:
         pooled = self._take(port) if body is None or isinstance(body, bytes) else None
         if pooled:
             try:
-                return pooled, await self._ask_on(pooled, method, target, headers, body)
+                return await self._ask_on(pooled, head, headers, body, method)
             except WorkerLost:
                 pass  # tried once more, below
-        fresh = await _connect(port)
-        return fresh, await self._ask_on(fresh, method, target, headers, body)
+        return await self._ask_on(await connect(port, self._patience), head, headers, body, method)
 
     async def _ask_on(
-        self, connection: _Connection, method: str, target: bytes, headers: Headers,
-        body: bytes | AsyncIterable[bytes] | None,
-    ) -> Answer:  # fmt: skip
+        self, link: Link, head: bytes, headers: Headers, body: Body, method: str
+    ) -> tuple[Link, Response, float]:
+        response = Response(method)
+        self._patience.join(link)
         try:
-            with trio.CancelScope(deadline=trio.current_time() + self._first_byte_timeout_s) as first_byte:
-                await self._send(connection, method, target, headers, body, first_byte)
-                sent_at = trio.current_time()
-                return Answer(connection, await _head(connection), self._stall_timeout_s, sent_at)
-            raise FirstByteTimeout(self._first_byte_timeout_s)
-        except _BROKEN as error:
-            connection.stream.socket.close()
-            raise WorkerLost(f"before it answered: {_why(error)}") from error
+            due = trio.current_time() + self._first_byte_timeout_s
+            if body is None or isinstance(body, bytes):
+                await _send_whole(link, head, body or b"", due)
+            else:
+                due = await self._send_parts(link, head, headers, body)
+            sent_at = trio.current_time()
+            while not response.started:
+                response.feed(await link.receive(due))
+                if response.fault is not None and not response.started:
+                    raise WorkerLost(f"before it answered: {response.fault}")
+            return link, response, sent_at
+        except Late:
+            link.close()
+            raise FirstByteTimeout(self._first_byte_timeout_s) from None
+        except OSError as error:
+            link.close()
+            raise WorkerLost(f"before it answered: {error}") from error
         except BaseException:
-            connection.stream.socket.close()
+            link.close()
             raise
 
-    async def _send(
-        self, connection: _Connection, method: str, target: bytes, headers: Headers,
-        body: bytes | AsyncIterable[bytes] | None, first_byte: trio.CancelScope,
-    ) -> None:  # fmt: skip
-        http, stream = connection.http, connection.stream
-        head = http.send(h11.Request(method=method, target=target, headers=headers))
-        try:
-            if body is None or isinstance(body, bytes):
-                data = http.send(h11.Data(data=body)) if body else b""
-                await stream.send_all(b"".join(part or b"" for part in (head, data, http.send(h11.EndOfMessage()))))
-                return
-            await stream.send_all(head or b"")
-            async for chunk in body:
-                # while a body of many gigabytes goes up, its own progress is what counts
-                first_byte.deadline = trio.current_time() + self._first_byte_timeout_s
-                await stream.send_all(http.send(h11.Data(data=chunk)) or b"")
-            await stream.send_all(http.send(h11.EndOfMessage()) or b"")
-        except trio.BrokenResourceError:
-            # a server may refuse a body before its end, and say why: the answer is what counts
-            return
+    async def _send_parts(self, link: Link, head: bytes, headers: Headers, body: AsyncIterable[bytes]) -> float:
+        """Send a body as it comes; return until when the answer may take.
 
-    def _take(self, port: int) -> _Connection | None:
+        While a body of many gigabytes goes up, its own progress is what counts.
+        """
+        async with aclosing(framed(body, headers)) as parts:
+            try:
+                await link.send(head, trio.current_time() + self._first_byte_timeout_s)
+                async for part in parts:
+                    await link.send(part, trio.current_time() + self._first_byte_timeout_s)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # a server may refuse a body before its end, and say why: the answer is what counts
+        return trio.current_time() + self._first_byte_timeout_s
+
+    def _take(self, port: int) -> Link | None:
         idle = self._idle.get(port, [])
         now = trio.current_time()
         while idle:
-            connection = idle.pop()  # the one used last is the one most likely alive
-            if connection.reusable(now):
-                return connection
-            connection.stream.socket.close()
+            link = idle.pop()  # the one used last is the one most likely alive
+            if link.reusable(now):
+                return link
+            link.close()
         return None
 
-    def _give_back(self, connection: _Connection) -> None:
-        idle = self._idle.setdefault(connection.port, [])
-        http = connection.http
-        # bytes beyond the answer belong to no request: the next one would take them for its own answer
-        good = http.our_state is h11.DONE and http.their_state is h11.DONE and not http.trailing_data[0]
-        if good and len(idle) < IDLE_PER_WORKER:
-            http.start_next_cycle()
-            connection.idle_since = trio.current_time()
-            idle.append(connection)
+    def _give_back(self, link: Link) -> None:
+        self._patience.leave(link)
+        idle = self._idle.setdefault(link.port, [])
+        if len(idle) < IDLE_PER_WORKER:
+            link.idle_since = trio.current_time()
+            idle.append(link)
         else:
-            connection.stream.socket.close()
+            link.close()
 
     def forget(self, port: int) -> None:
         """Close the idle connections to a worker that is gone."""
-        for connection in self._idle.pop(port, []):
-            connection.stream.socket.close()
+        for link in self._idle.pop(port, []):
+            link.close()
 
 
-def _why(error: Exception) -> str:
-    """Return what broke, for logs: without the bytes that h11 repeats, which may be an answer's, and many."""
-    said = str(error)
-    if isinstance(error, h11.RemoteProtocolError):
-        said = said.partition(":")[0]
-    return said or type(error).__name__
-
-
-async def _connect(port: int) -> _Connection:
-    """Connect to a worker. Raises ConnectFailed."""
+async def _send_whole(link: Link, head: bytes, body: bytes, due: float) -> None:
     try:
-        sock = trio.socket.socket()
-    except OSError as error:  # no file descriptor left
-        raise ConnectFailed(str(error)) from error
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with trio.CancelScope(deadline=trio.current_time() + CONNECT_TIMEOUT_S) as connecting:
-            await sock.connect(("127.0.0.1", port))
-        if connecting.cancelled_caught:
-            raise ConnectFailed(f"not within {CONNECT_TIMEOUT_S:g} s")
-        return _Connection(trio.SocketStream(sock), port)
-    except OSError as error:
-        sock.close()
-        raise ConnectFailed(str(error)) from error
-    except BaseException:
-        sock.close()
-        raise
-
-
-async def _head(connection: _Connection) -> h11.Response:
-    """Return the answer's head, past any 1xx."""
-    while True:
-        event = await connection.event()
-        if isinstance(event, h11.Response):
-            return event
-        if not isinstance(event, h11.InformationalResponse):
-            raise h11.RemoteProtocolError("the connection was closed")
+        if len(body) <= TOGETHER_BYTES:
+            await link.send(head + body, due)
+        else:
+            await link.send(head, due)
+            await link.send(body, due)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # as above: it may have said why

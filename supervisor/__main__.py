@@ -197,7 +197,8 @@ async def _run_all(
             pin_load_options=settings.load_options == "pin", keyring=keyring, book=book,
         )  # fmt: skip
         stack.push_async_callback(prober.aclose)
-        stack.push_async_callback(upstream.aclose)
+        stack.callback(upstream.close)
+        await stack.enter_async_context(background(upstream.run))
         reader = GpuReader()
         stack.push_async_callback(reader.close)
         await stack.enter_async_context(background(partial(watch_gpus, reader, ward.publish), started=True))

@@ -180,7 +180,7 @@ async def test_no_password_is_hashed_for_a_request(
     hall = Hall(nursery)
     await hall.worker("a", says(b'{"done":true}'))
     await _ask_often(hall, 20, *await _keyed(tmp_path))
-    await hall.upstream.aclose()
+    hall.upstream.close()
     slow_ones = {"argon2", "bcrypt", "crypt", "passlib", "pbkdf2_hmac", "scrypt", "werkzeug.security"}
     for module in (ROOT / "gateway").glob("*.py"):
         assert _names(module) & slow_ones == set(), f"{module.name} knows a slow hash"
@@ -212,7 +212,7 @@ async def test_no_file_and_no_database_is_opened_for_a_request(nursery: trio.Nur
         assert touched == []
         (ROOT / "pyproject.toml").read_bytes()
         assert len(touched) == 1, "such things are seen"
-    await hall.upstream.aclose()
+    hall.upstream.close()
 
 
 # -- between two lives of a worker -----------------------------------------------------------------------------------

@@ -90,6 +90,7 @@ async def _try(said: bytes) -> None:
     exchange = Exchange(admission, upstream, Metrics(), primary_port=port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_worker, listener, said)
+        nursery.start_soon(upstream.run)
         admission.worker_ready("w1", port=port, slots=1, models=frozenset(), cordoned=False)
         for what in ("infer", "primary", "ps"):
             reply = Heard()
@@ -107,7 +108,7 @@ async def _try(said: bytes) -> None:
             else:
                 assert reply.ended or reply.aborted, "the answer has no end"
             assert repr(admission) == NOTHING_LEFT, repr(admission)
-        await upstream.aclose()
+        upstream.close()
         nursery.cancel_scope.cancel()
 
 

@@ -22,6 +22,7 @@ class Hall:
         self.deaths: list[str] = []
         self.exchange = Exchange(self.admission, self.upstream, self.metrics, primary_port=1, watch=self)
         self._nursery = nursery
+        nursery.start_soon(self.upstream.run)
         self._draws = 0.0
 
     def _in_order(self) -> float:

@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway import admission as admission_module
 from gateway import exchange as exchange_module
+from gateway import link as link_module
 from gateway import upstream as upstream_module
 from gateway.admission import Waiting
 from gateway.asgi import INFORMATIONAL, AsgiLane
@@ -30,6 +31,7 @@ from gateway.keyring import Keyring
 from gateway.keys import Key, digest_of
 from gateway.leaving import Leaving
 from gateway.limits import Limits
+from gateway.link import Link, Patience
 from gateway.ollama import Ask, Kind
 from gateway.pulls import Pulls
 from gateway.request import Request, answer_error
@@ -46,7 +48,7 @@ CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 PATIENCE_S = 30.0
 
 
-Connect = Callable[[int], Awaitable[upstream_module._Connection]]
+Connect = Callable[[int, Patience], Awaitable[Link]]
 
 
 class Way(Enum):
@@ -151,22 +153,22 @@ class Stage:
         deaf = listener.getsockname()[1]
         self._in_service(worker_id, deaf)
 
-        async def connect(port: int, patient: Connect = upstream_module._connect) -> upstream_module._Connection:
+        async def connect(port: int, patience: Patience, patient: Connect = link_module.connect) -> Link:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(upstream_module, "CONNECT_TIMEOUT_S", 0.005 if port == deaf else PATIENCE_S)
-                return await patient(port)
+                patch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.005 if port == deaf else PATIENCE_S)
+                return await patient(port, patience)
 
-        self.patch.setattr(upstream_module, "_connect", connect)
+        self.patch.setattr(upstream_module, "connect", connect)
 
     def narrow(self) -> None:
         """Let connections to workers take a few kilobytes at once: a body of some size waits for its reader."""
 
-        async def connect(port: int, wide: Connect = upstream_module._connect) -> upstream_module._Connection:
-            connection = await wide(port)
-            connection.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
-            return connection
+        async def connect(port: int, patience: Patience, wide: Connect = link_module.connect) -> Link:
+            link = await wide(port, patience)
+            link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+            return link
 
-        self.patch.setattr(upstream_module, "_connect", connect)
+        self.patch.setattr(upstream_module, "connect", connect)
 
     def _in_service(self, worker_id: str, port: int) -> None:
         self.hall.admission.worker_ready(worker_id, port=port, slots=1, models=frozenset(), cordoned=False)
@@ -335,10 +337,9 @@ class Stage:
 
     async def _connections_are_closed_or_idle(self) -> None:
         pool = self.hall.upstream._idle
-        for connection in (one for idle in pool.values() for one in idle):
-            assert (connection.http.our_state, connection.http.their_state) == (h11.IDLE, h11.IDLE)
         cushion = 0.0
-        while any(server.open != len(pool.get(server.port, ())) for server in self.servers):
+        watched = self.hall.upstream._patience._links
+        while watched or any(server.open != len(pool.get(server.port, ())) for server in self.servers):
             await wait_all_tasks_blocked(cushion)
             cushion = 0.002  # longer than anybody else's here: they go on first
 
@@ -390,7 +391,7 @@ async def stage() -> AsyncIterator[Stage]:
         async with trio.open_nursery() as nursery:
             made = Stage(nursery, patch, closing)
             yield made
-            await made.hall.upstream.aclose()
+            made.hall.upstream.close()
             nursery.cancel_scope.cancel()
     assert psutil.Process().num_fds() == before
 

@@ -36,4 +36,4 @@ async def house(nursery: trio.Nursery, connect: Connect, lane: str) -> AsyncIter
     yield House(hall, served, connect)
     served.life.cancel()
     await served.ended.wait()
-    await hall.upstream.aclose()
+    hall.upstream.close()

@@ -59,7 +59,7 @@ class House:
 async def house(nursery: trio.Nursery) -> AsyncIterator[House]:
     made = House(Hall(nursery))
     yield made
-    await made.hall.upstream.aclose()
+    made.hall.upstream.close()
     assert repr(made.hall.admission) == NOTHING_LEFT
     assert all(row["inflight"] == 0 for row in made.keyring.rows())
 

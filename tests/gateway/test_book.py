@@ -72,7 +72,7 @@ async def house(nursery: trio.Nursery) -> AsyncIterator[House]:
     made = House(Hall(nursery))
     with capture_logs() as logged:
         yield made
-    await made.hall.upstream.aclose()
+    made.hall.upstream.close()
     assert repr(made.hall.admission) == NOTHING_LEFT
     said = "".join([*made.lines, repr(logged), repr(made.notes), made.hall.metrics.render(0, [], []).decode()])
     assert not any(canary in said for canary in (PROMPT, ANSWER, KEY))
@@ -233,7 +233,7 @@ async def test_who_traces_hears_of_the_beginning_and_of_the_end(nursery: trio.Nu
     )
     await AsgiClient(AsgiLane(front, House(hall)._no_pages), "POST", "/api/chat").ask(CHAT)
     assert heard == [("begin", ""), ("/api/chat", "ok")]
-    await hall.upstream.aclose()
+    hall.upstream.close()
 
 
 async def test_a_secret_is_in_no_line_of_the_standard_librarys_log_either(

@@ -22,7 +22,7 @@ from tests.fakes.reply import RecordingReply
 from tests.fakes.stage import Scenario, Stage, Way, carry_out
 from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, sends, starts
 
-BIG = 64 * 1024
+BIG = 1024 * 1024
 LINE = b'{"response":"a"}\n'
 DONE = b'{"done":true}\n'
 DIED = b'{"error":"an error was encountered while running the model: unexpected EOF"}'
@@ -518,6 +518,7 @@ ELSEWHERE = {
     "stream": "a connection's; they end with it: tests/gateway/test_stream.py",
     "tracing": "the shutdown's; spans are made in one step and sent by a thread",
 }
+_LITTLE = "a connection with nothing under way takes so little at once"
 # Waits that no request can be cut off at, and why.
 UNREACHABLE = {
     "admission.Admission.wait_drained: await self._drained.setdefault(worker_id, trio.Event()).wait()": "a drain's",
@@ -527,7 +528,12 @@ UNREACHABLE = {
     "front.Front._serve: async with aclosing(body.stream()) as parts:": "what it closes does not wait any more",
     "pulls.Pulls.run: async with trio.open_nursery() as nursery:": "the gateway's own life",
     "pulls.Pulls.run: await trio.sleep_forever()": "the gateway's own life",
-    "upstream.Upstream.aclose: await trio.aclose_forcefully(connection.stream)": "the shutdown's",
+    "upstream.Upstream._send_parts: async with aclosing(framed(body, headers)) as parts:": "as above",
+    "upstream.Upstream._send_parts: await link.send(head, trio.current_time() + self._first_byte_timeout_s)": _LITTLE,
+    "upstream._send_whole: await link.send(head + body, due)": _LITTLE,
+    "upstream._send_whole: await link.send(head, due)": _LITTLE,
+    "link.Patience.run: await trio.sleep_forever()": "the gateway's own life",
+    "upstream.Upstream.run: await self._patience.run()": "the gateway's own life",
 }
 
 

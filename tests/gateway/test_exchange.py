@@ -59,7 +59,7 @@ async def ask(hall: Hall, path: str = "/api/chat", reply: RecordingReply | None 
 async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
     made = Hall(nursery)
     yield made
-    await made.upstream.aclose()
+    made.upstream.close()
     assert repr(made.admission) == NOTHING_LEFT
 
 

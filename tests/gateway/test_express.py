@@ -274,4 +274,4 @@ async def test_after_closing_an_answer_says_that_its_connection_ends(nursery: tr
     assert b"\r\nconnection: close\r\n" in got
     assert got.count(b"HTTP/1.1") == 1
     await served.door.wait_empty()
-    await hall.upstream.aclose()
+    hall.upstream.close()

@@ -29,7 +29,7 @@ def request(method: str, path: str) -> Request:
 async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
     made = Hall(nursery)
     yield made
-    await made.upstream.aclose()
+    made.upstream.close()
     assert repr(made.admission) == NOTHING_LEFT
 
 

@@ -62,7 +62,7 @@ async def answer(nursery: trio.Nursery, connect: Connect, lane: str, sent: bytes
     served.life.cancel()
     await served.ended.wait()
     assert repr(hall.admission) == NOTHING_LEFT
-    await hall.upstream.aclose()
+    hall.upstream.close()
     return got
 
 

@@ -84,7 +84,7 @@ class Desk:
 async def desk(nursery: trio.Nursery) -> AsyncIterator[Desk]:
     made = Desk(Hall(nursery), nursery)
     yield made
-    await made.hall.upstream.aclose()
+    made.hall.upstream.close()
     if hasattr(made, "pulls"):
         assert made.pulls._pulls == {}
     nursery.cancel_scope.cancel()

@@ -36,7 +36,7 @@ def no_others_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
     made = Hall(nursery)
     yield made
-    await made.upstream.aclose()
+    made.upstream.close()
     assert repr(made.admission) == NOTHING_LEFT
 
 

@@ -142,7 +142,7 @@ async def place(nursery: trio.Nursery) -> AsyncIterator[Place]:
             yield Place(nursery, hall, sockets[0].getsockname()[1], stack)
     await wait_all_tasks_blocked()
     assert repr(hall.admission) == NOTHING_LEFT
-    await hall.upstream.aclose()
+    hall.upstream.close()
     nursery.cancel_scope.cancel()
 
 

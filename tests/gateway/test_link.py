@@ -1,0 +1,134 @@
+"""One connection to a worker, and whoever waits for it too long."""
+
+import math
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.errors import ConnectFailed
+from gateway.link import IDLE_CONNECTION_S, Late, Link, Patience, connect
+
+
+class Pair:
+    """A link and its other end."""
+
+    def __init__(self, patience: Patience) -> None:
+        ours, self.theirs = socket.socketpair()
+        for sock in (ours, self.theirs):
+            sock.setblocking(False)
+        self.link = Link(ours, 1, patience)
+        patience.join(self.link)
+
+
+@pytest.fixture
+def patience(nursery: trio.Nursery) -> Patience:
+    made = Patience()
+    nursery.start_soon(made.run)
+    return made
+
+
+@pytest.fixture
+def pair(patience: Patience) -> Iterator[Pair]:
+    made = Pair(patience)
+    yield made
+    made.link.close()
+    made.theirs.close()
+
+
+async def test_what_comes_is_returned_and_then_the_end(pair: Pair) -> None:
+    pair.theirs.send(b"hello")
+    assert await pair.link.receive(math.inf) == b"hello"
+    pair.theirs.close()
+    assert await pair.link.receive(math.inf) == b""
+
+
+async def test_all_of_it_is_sent_however_little_fits(pair: Pair, nursery: trio.Nursery) -> None:
+    data = bytes(range(256)) * 8192
+    got = b""
+    nursery.start_soon(pair.link.send, data, math.inf)
+    while len(got) < len(data):
+        await trio.lowlevel.wait_readable(pair.theirs)
+        got += pair.theirs.recv(1 << 20)
+    assert got == data
+
+
+async def late_at(link: Link, due: float) -> float:
+    with pytest.raises(Late):
+        await link.receive(due)
+    return trio.current_time()
+
+
+async def test_whoever_waits_is_late_at_the_moment_agreed(pair: Pair, autojump_clock: MockClock) -> None:
+    begin = trio.current_time()
+    assert await late_at(pair.link, begin + 7.0) == begin + 7.0
+
+
+async def test_one_that_comes_later_may_be_due_sooner(
+    patience: Patience, pair: Pair, autojump_clock: MockClock
+) -> None:
+    other = Pair(patience)
+    begin, ended = trio.current_time(), {}
+
+    async def wait(name: str, link: Link, after_s: float, due_s: float) -> None:
+        await trio.sleep(after_s)
+        ended[name] = await late_at(link, begin + due_s) - begin
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, "patient", pair.link, 0.0, 100.0)
+        nursery.start_soon(wait, "impatient", other.link, 1.0, 3.0)
+    assert ended == {"patient": 100.0, "impatient": 3.0}
+    other.link.close()
+    other.theirs.close()
+
+
+async def test_the_next_wait_has_its_own_time(pair: Pair, autojump_clock: MockClock) -> None:
+    for _ in range(5):
+        with trio.move_on_after(0.9):
+            await pair.link.receive(trio.current_time() + 1.0)
+        await trio.sleep(10)
+    begin = trio.current_time()
+    assert await late_at(pair.link, begin + 1.0) == begin + 1.0
+
+
+async def test_sending_to_one_that_does_not_read_is_late_too(pair: Pair, autojump_clock: MockClock) -> None:
+    begin = trio.current_time()
+    with pytest.raises(Late):
+        await pair.link.send(b"x" * 10_000_000, begin + 5.0)
+    assert trio.current_time() == begin + 5.0
+
+
+async def test_a_cancelled_wait_is_nobodys(pair: Pair, nursery: trio.Nursery) -> None:
+    with trio.CancelScope() as scope:
+        nursery.start_soon(_cancel, scope)
+        await pair.link.receive(math.inf)
+    assert (pair.link.due, pair.link.late) == (math.inf, False)
+    pair.theirs.send(b"still good")
+    assert await pair.link.receive(math.inf) == b"still good"
+
+
+async def _cancel(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_an_idle_connection_is_good_while_it_is_young_open_and_silent(pair: Pair) -> None:
+    now = pair.link.idle_since = trio.current_time()
+    assert pair.link.reusable(now)
+    assert not pair.link.reusable(now + IDLE_CONNECTION_S + 1)
+    pair.theirs.send(b"?")
+    assert not pair.link.reusable(now)
+
+
+async def test_an_idle_connection_that_was_closed_is_not(pair: Pair) -> None:
+    pair.theirs.close()
+    assert not pair.link.reusable(pair.link.idle_since)
+
+
+async def test_nobody_listens(patience: Patience) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectFailed, match="refused"):
+            await connect(taken.getsockname()[1], patience)
