@@ -532,8 +532,6 @@ UNREACHABLE = {
     "upstream.Upstream._send_parts: await link.send(head, trio.current_time() + self._first_byte_timeout_s)": _LITTLE,
     "upstream._send_whole: await link.send(head + body, due)": _LITTLE,
     "upstream._send_whole: await link.send(head, due)": _LITTLE,
-    "link.Patience.run: await trio.sleep_forever()": "the gateway's own life",
-    "upstream.Upstream.run: await self._patience.run()": "the gateway's own life",
 }
 
 
