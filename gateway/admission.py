@@ -1,7 +1,6 @@
 """Waiting for a slot. The only file that waits on the dispatcher, and where the supervisor's word reaches it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,20 +78,26 @@ class Admission:
             since=trio.current_time(), request_id=request_id, notice=notice,
         )  # fmt: skip
 
-    @asynccontextmanager
-    async def lease(self, ticket: Waiting) -> AsyncIterator[Lease]:
-        """Wait for a slot and hold it for the block.
+    def lease(self, ticket: Waiting) -> "_Hold":
+        """Wait for a slot and hold it for the block (`async with`).
 
         Raises QueueFull, NoWorkerWanted and ShuttingDown at once or while it waits (another caller had less in the
         full queue), QueueTimeout when the ticket has waited QUEUE_TIMEOUT_S in all; what it spent at a worker that
         was lost is no waiting.
         Cancellation, waiting or holding, gives the place back at once.
         """
+        return _Hold(self, ticket)
+
+    async def take(self, ticket: Waiting) -> Lease:
+        """Wait for a slot, which `leave` gives back; else as `lease`."""
         self._arrive(ticket)
+        if ticket.lease is not None:
+            return ticket.lease
         try:
-            yield ticket.lease or await self._wait(ticket)
-        finally:
-            self._leave(ticket)
+            return await self._wait(ticket)
+        except BaseException:
+            self.leave(ticket)
+            raise
 
     def _arrive(self, ticket: Waiting) -> None:
         if self._shut:
@@ -102,7 +107,8 @@ class Admission:
         self._wake(self.dispatcher.arrive(ticket))
         self._tickets.add(ticket)
 
-    def _leave(self, ticket: Waiting) -> None:
+    def leave(self, ticket: Waiting) -> None:
+        """Give back what a ticket has: a slot, or its place in the queue."""
         self._tickets.discard(ticket)
         self._wake(self.dispatcher.cancel(ticket))
         if ticket.lease is not None:
@@ -301,6 +307,22 @@ class Admission:
     def __repr__(self) -> str:
         leases = sum(len(worker.leases) for worker in self.dispatcher.ready())
         return f"<Admission {leases} leases, {len(self.dispatcher.waiting)} tickets>"
+
+
+class _Hold:
+    """A slot held for a block. Not written with contextlib: this is on every request's way (docs/performance.md)."""
+
+    __slots__ = ("_admission", "_ticket")
+
+    def __init__(self, admission: Admission, ticket: Waiting) -> None:
+        self._admission = admission
+        self._ticket = ticket
+
+    async def __aenter__(self) -> Lease:
+        return await self._admission.take(self._ticket)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.leave(self._ticket)
 
 
 def _estimate_s(position: int, step_s: float | None) -> float | None:

@@ -203,9 +203,12 @@ class Dispatcher:
 
     def next_trial_at(self) -> float | None:
         """Return when the next of the workers that are passed over may be tried, None when none is."""
-        pauses = [at for worker in self._workers.values() if (at := worker.breaker.open_until) is not None]
-        cooled = [until for worker in self._workers.values() for until in worker.cooled.values()]
-        return min((*pauses, *cooled), default=None)
+        next_at: float | None = None
+        for worker in self._workers.values():
+            if worker.breaker.open_until is not None or worker.cooled:  # hardly ever
+                times = (next_at, worker.breaker.open_until, *worker.cooled.values())
+                next_at = min(at for at in times if at is not None)
+        return next_at
 
     # -- questions -----------------------------------------------------------------------------------------------
 

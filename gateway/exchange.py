@@ -182,6 +182,9 @@ class Exchange:
     def _others(self, tries: Tries, lease: Lease) -> bool:
         return self.admission.dispatcher.untried(tries.tried(lease))
 
+    def _elsewhere(self, tries: Tries, lease: Lease) -> bool:
+        return self._others(tries, lease) and self._budget.allows(trio.current_time())
+
     async def _another_chance(self, tried: frozenset[Life]) -> bool:
         """Say whether it makes sense to try again: there is another worker, or the tried ones are being replaced."""
         if self.admission.dispatcher.untried(tried):
@@ -194,8 +197,7 @@ class Exchange:
         headers = request_headers(request.headers, port=lease.port, request_id=request.id, framing=framing)
         request.asked = trio.current_time()
         async with self.upstream.exchange(lease.port, request.method, request.target, headers, body) as answer:
-            others = self._others(tries, lease) and self._budget.allows(trio.current_time())
-            if answer.status in (502, 503, 504) and tries.after_refusal(others=others):
+            if answer.status in (502, 503, 504) and tries.after_refusal(others=self._elsewhere(tries, lease)):
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
             first = await answer.read()
             now = lease.worker.progress_at = trio.current_time()
@@ -205,11 +207,11 @@ class Exchange:
                 first = await _error_part(answer, first)
                 if answer.status == 500 and load_failed(first[:ERROR_BYTES]):
                     self.admission.cool(lease.worker, lease.model)
-                    if tries.after_refusal(others=others):
+                    if tries.after_refusal(others=self._elsewhere(tries, lease)):
                         raise LoadFailed(f"{lease.worker_id} answered that it could not load {lease.model}")
                 if runner_died(first[:ERROR_BYTES]):
                     self._watch.runner_died(lease.worker_id, lease.worker.ready_at)
-                    if tries.after_runners_death(others=others):
+                    if tries.after_runners_death(others=self._elsewhere(tries, lease)):
                         raise RunnerDied(f"{lease.worker_id} answered that its runner died")
             well = answer.status < 400 and not first.startswith(ERROR_STARTS)
             if well or 400 <= answer.status < 500:

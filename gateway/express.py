@@ -22,7 +22,7 @@ from gateway.errors import ClientGone, Told, dialect_of
 from gateway.front import Front, notice_of
 from gateway.head import Head
 from gateway.headers import Headers, request_id_of, value_of
-from gateway.leaving import Leaving
+from gateway.leaving import Client, Leaving
 from gateway.ollama import Answerer, answerer
 from gateway.request import Request
 from gateway.stream import GuardedStream
@@ -57,8 +57,8 @@ async def run_express(stream: GuardedStream, front: Front, leaving: Leaving) -> 
     """
     stream.express = True
     # One for all its requests: a client that leaves has none after this one.
-    with trio.CancelScope() as life:
-        hall = _Hall(stream, front, leaving, str(stream.socket.getpeername()[0]), life)
+    with trio.CancelScope() as life, leaving.watched(stream.descriptor) as client:
+        hall = _Hall(stream, front, client, str(stream.socket.getpeername()[0]), life)
         while not stream.retiring:
             try:
                 data = await stream.receive_some()
@@ -83,7 +83,7 @@ class _Hall:
 
     stream: GuardedStream
     front: Front
-    leaving: Leaving
+    client: Client
     caller: str
     life: trio.CancelScope
 
@@ -163,14 +163,15 @@ class ExpressBody(Body):
                 self._hall.life.cancel()
 
         self._stream.on_cut = left
+        self._hall.client.tell(left)
         try:
-            with self._hall.leaving.watched(self._stream.descriptor, left):
-                await doing
+            await doing
         except trio.Cancelled:
             if gone:
                 raise ClientGone from None
             raise
         finally:
+            self._hall.client.tell(None)
             self._stream.on_cut = None
 
 

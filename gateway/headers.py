@@ -19,6 +19,9 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"expect", b"x-request-id",
 }  # fmt: skip
 
+# The date is set where the answer is sent.
+_NOT_ANSWERED = HOP_BY_HOP | {b"date"}
+
 # What can stand in an HTTP/1.1 head (RFC 9110, 5.6.2 and 5.5; RFC 9112, 3.2).
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
@@ -30,13 +33,18 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """Return the first value of a header, or None."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(
-        token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")
-    )
+def _not_passed(headers: Headers, common: frozenset[bytes]) -> frozenset[bytes]:
+    """Return the names of headers that stay here: the `common` ones, and those that Connection names."""
+    named = [value for name, value in headers if name == b"connection"]
+    if not named:
+        return common
+    return common | {token.strip().lower() for value in named for token in value.split(b",")}
 
 
 def framing_of(headers: Headers) -> Headers:
@@ -66,7 +74,7 @@ def sendable(method: str, target: bytes, headers: Headers) -> bool:
 
 def request_headers(headers: Headers, *, port: int, request_id: str, framing: Headers) -> Headers:
     """Return what a worker gets: the client's headers but for those of the connection, and our own."""
-    dropped = _NOT_FORWARDED | _named_by_connection(headers)
+    dropped = _not_passed(headers, _NOT_FORWARDED)
     passed = [(name, value) for name, value in headers if name not in dropped]
     host = (b"host", f"127.0.0.1:{port}".encode())
     return [host, *passed, *framing, (b"x-request-id", request_id.encode())]
@@ -78,7 +86,7 @@ def response_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     A length beside a transfer encoding is nobody's (RFC 9112, 6.3): the body was not framed by it.
     """
     given = [(name.lower(), value) for name, value in headers]
-    dropped = HOP_BY_HOP | _named_by_connection(given) | {b"date"}  # the date is set where the answer is sent
+    dropped = _not_passed(given, _NOT_ANSWERED)
     if value_of(given, b"transfer-encoding") is not None:
         dropped |= {b"content-length"}
     return [(name, value) for name, value in given if name not in dropped]

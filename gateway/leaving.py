@@ -1,8 +1,8 @@
 """Who hears that a client has left while its answer is under way: one task for all clients.
 
 A task of its own for each request, waiting for its connection to become readable, would cost as much as all else that
-is done for a short request. Here a request costs two calls of the kernel: its connection is put into an epoll set
-(epoll(7)) that asks for nothing but the end of the client's side, and taken out again.
+is done for a short request. Here each connection is in one epoll set (epoll(7)) that asks for nothing but the end of
+the client's side, and a request costs two assignments.
 
 A client that has sent its request and closes only its sending half has left too, as for Ollama itself (Go's net/http
 ends a request's context at that) and for Hypercorn: whoever is not there to be told can look just like it.
@@ -14,34 +14,56 @@ from contextlib import contextmanager
 
 import trio
 
-# A peer's FIN, or its reset; a hang-up and an error are told unasked (epoll_ctl(2)). Once: then it is taken out.
-_LEFT = select.EPOLLRDHUP | select.EPOLLONESHOT
+# A peer's FIN, or its reset; a hang-up and an error are told unasked (epoll_ctl(2)). Each is told once: the edge.
+_LEFT = select.EPOLLRDHUP | select.EPOLLET
+
+
+class Client:
+    """The client of one connection; `gone` once it has left."""
+
+    __slots__ = ("_tell", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._tell: Callable[[], None] | None = None
+
+    def tell(self, left: Callable[[], None] | None) -> None:
+        """Have `left` called when the client leaves, now if it has; None: nobody wants to know any more.
+
+        It is called from another task, and must not block.
+        """
+        self._tell = left
+        if self.gone and left is not None:
+            left()
+
+    def leaves(self) -> None:
+        """It has left."""
+        self.gone = True
+        if self._tell is not None:
+            self._tell()
 
 
 class Leaving:
-    """The connections whose clients wait for an answer."""
+    """The connections whose clients are watched."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._told: dict[int, Callable[[], None]] = {}
+        self._clients: dict[int, Client] = {}
 
     @contextmanager
-    def watched(self, descriptor: int, left: Callable[[], None]) -> Iterator[None]:
-        """Have `left` called, once at most, if the client of a connected socket leaves within the block.
-
-        The socket may be closed meanwhile. `left` is called from another task, and must not block.
-        """
-        self._told[descriptor] = left
+    def watched(self, descriptor: int) -> Iterator[Client]:
+        """Watch the client of a connected socket for the block. The socket may be closed meanwhile."""
+        client = self._clients[descriptor] = Client()
         try:
             self._epoll.register(descriptor, _LEFT)
         except OSError:  # it is closed already: whoever closed it says so to those concerned
             pass
         try:
-            yield
+            yield client
         finally:
             # a descriptor that was closed may be another connection's by now: that one is not to be taken out
-            if self._told.get(descriptor) is left:
-                del self._told[descriptor]
+            if self._clients.get(descriptor) is client:
+                del self._clients[descriptor]
                 try:
                     self._epoll.unregister(descriptor)
                 except OSError:
@@ -53,7 +75,7 @@ class Leaving:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for descriptor, _ in self._epoll.poll(0):
-                    if left := self._told.get(descriptor):
-                        left()
+                    if client := self._clients.get(descriptor):
+                        client.leaves()
         finally:
             self._epoll.close()

@@ -1,7 +1,7 @@
 """Prometheus metrics of the gateway. Counting is a few attribute updates; everything else happens at /metrics."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -13,6 +13,29 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 # When each counter was made says nothing that the process's start does not; it would double the series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
+
+
+Counted = TypeVar("Counted", Counter, Histogram)
+
+
+class Labelled(Generic[Counted]):
+    """A metric with labels. To have the library find a series costs several times as much as to count in it."""
+
+    def __init__(self, metric: Counted) -> None:
+        self._metric: Counted = metric
+        self.series: dict[tuple[str, ...], Counted] = {}
+
+    def of(self, *labels: str) -> Counted:
+        """Return the series with these labels."""
+        found = self.series.get(labels)
+        if found is None:
+            found = self.series[labels] = self._metric.labels(*labels)
+        return found
+
+    def remove(self, *labels: str) -> None:
+        """Show the series no more."""
+        self.series.pop(labels, None)
+        self._metric.remove(*labels)
 
 
 class Metrics:
@@ -28,11 +51,11 @@ class Metrics:
         self._fleet = FleetCollector()
         self._workers_counted: set[tuple[str, str]] = set()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self.registry)
+        def counter(name: str, text: str, *labels: str) -> Labelled[Counter]:
+            return Labelled(Counter(name, text, labels, registry=self.registry))
 
-        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        def histogram(name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(name, text, buckets=buckets, registry=self.registry)
 
         self._requests = counter(
             "chimera_requests_total", "Requests that have ended; status 0: without an answer",
@@ -44,9 +67,12 @@ class Metrics:
         self._by_worker = counter(
             "chimera_worker_requests_total", "Tries that have ended at a worker", "worker", "outcome"
         )
-        self._duration = histogram(
-            "chimera_request_duration_seconds", "From a request's arrival to its end, whole answers only", "route"
-        )
+        self._duration = Labelled(
+            Histogram(
+                "chimera_request_duration_seconds", "From a request's arrival to its end, whole answers only",
+                ("route",), buckets=_SECONDS, registry=self.registry,
+            )
+        )  # fmt: skip
         self._ttft = histogram("chimera_ttft_seconds", "From a request's arrival to its answer's first byte")
         self._wait = histogram("chimera_queue_wait_seconds", "Time spent waiting for a slot")
         self._speed = histogram(
@@ -54,7 +80,9 @@ class Metrics:
         )
         self._refusals = counter("chimera_queue_refusals_total", "Requests that got no slot", "cause")
         self._left = counter("chimera_clients_left_total", "Clients that left before their answer was whole", "phase")
-        self._retries = counter("chimera_retries_total", "Requests tried again before their client saw anything")
+        self._retries = Counter(
+            "chimera_retries_total", "Requests tried again before their client saw anything", registry=self.registry
+        )
         self._broken = counter(
             "chimera_broken_answers_total", "Answers that began and did not come to their end", "cause"
         )
@@ -67,24 +95,24 @@ class Metrics:
 
     def ended(self, route: str, status: int, outcome: str, model: str | None, took_s: float) -> None:
         """Count a request that has ended; `route` and `outcome` are of fixed sets, never a client's words."""
-        self._requests.labels(route, status_label(status), outcome).inc()
+        self._requests.of(route, status_label(status), outcome).inc()
         if model is not None:
-            self._by_model.labels(self._models.of(model), outcome).inc()
+            self._by_model.of(self._models.of(model), outcome).inc()
         if outcome == "ok":
-            self._duration.labels(route).observe(took_s)
+            self._duration.of(route).observe(took_s)
 
     def tried(self, worker_id: str, outcome: str) -> None:
         """A try at a worker has ended."""
         self._workers_counted.add((worker_id, outcome))
-        self._by_worker.labels(worker_id, outcome).inc()
+        self._by_worker.of(worker_id, outcome).inc()
 
     def refused(self, cause: str) -> None:
         """A request got no slot; `cause` is one of gateway.phases.REFUSALS."""
-        self._refusals.labels(cause).inc()
+        self._refusals.of(cause).inc()
 
     def left(self, phase: str) -> None:
         """A client left; `phase` is one of gateway.phases.LEFT_IN."""
-        self._left.labels(phase).inc()
+        self._left.of(phase).inc()
 
     def speed(self, tokens_per_s: float) -> None:
         """A stream has come to its end."""
@@ -101,8 +129,8 @@ class Metrics:
     def tokens(self, prompt: int, answer: int, model: str | None = None) -> None:
         """Count the tokens of one answer."""
         label = self._models.of(model) if model is not None else "other"
-        self._tokens.labels("prompt", label).inc(prompt)
-        self._tokens.labels("answer", label).inc(answer)
+        self._tokens.of("prompt", label).inc(prompt)
+        self._tokens.of("answer", label).inc(answer)
 
     def retried(self) -> None:
         """A request is tried again, nearly always by another worker."""
@@ -110,7 +138,7 @@ class Metrics:
 
     def broken(self, cause: str) -> None:
         """An answer ended before it was whole; `cause` is one of gateway.phases.BREAKS."""
-        self._broken.labels(cause).inc()
+        self._broken.of(cause).inc()
 
     def render(
         self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]], *,

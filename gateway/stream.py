@@ -53,6 +53,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     ) -> None:
         """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
         self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
+        self._sock = sock
         self.descriptor = sock.fileno()
         self.place = place
         self.stall_timeout_s = stall_timeout_s
@@ -180,7 +181,10 @@ class GuardedStream(trio.abc.HalfCloseableStream):
             if self._framing.ahead > HEAD_BYTES:
                 await trio.sleep_forever()  # enough of the requests after this one is here
             try:
-                data = await self.socket.recv(max_bytes)
+                await trio.lowlevel.wait_readable(self.socket)
+                data = self._sock.recv(max_bytes)
+            except BlockingIOError:
+                pass
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
         self._check_open()

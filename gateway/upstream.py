@@ -5,8 +5,9 @@ closes it, which is how Ollama learns that nobody waits for the answer. One that
 taken from the pool, or costs the request a retry.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterable
+from contextlib import aclosing
+from typing import Any
 
 import trio
 
@@ -24,7 +25,7 @@ Body = bytes | AsyncIterable[bytes] | None
 class Answer:
     """A worker's answer: its head, and its body as it comes."""
 
-    __slots__ = ("_link", "_response", "_stall_timeout_s", "ended", "headers", "sent_at", "status")
+    __slots__ = ("_stall_timeout_s", "ended", "headers", "link", "response", "sent_at", "status")
 
     def __init__(self, link: Link, response: Response, stall_timeout_s: float, sent_at: float) -> None:
         """`sent_at`: when the worker had all of the request (trio's clock)."""
@@ -32,8 +33,8 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.ended = False
-        self._link = link
-        self._response = response
+        self.link = link
+        self.response = response
         self._stall_timeout_s = stall_timeout_s
 
     async def read(self) -> bytes:
@@ -43,7 +44,7 @@ class Answer:
         before a break still belongs to the client; the break is met at the next read.
         Raises WorkerLost and Stalled. Cancellation loses nothing but the connection.
         """
-        response = self._response
+        response = self.response
         parts = response.parts
         due = 0.0
         while not parts and not response.ended:
@@ -51,7 +52,7 @@ class Answer:
                 raise WorkerLost(f"while it answered: {response.fault}")
             due = due or trio.current_time() + self._stall_timeout_s
             try:
-                response.feed(await self._link.receive(due))
+                response.feed(await self.link.receive(due))
             except Late:
                 raise Stalled(self._stall_timeout_s) from None
             except OSError as error:
@@ -80,47 +81,41 @@ class Upstream:
         for port in list(self._idle):
             self.forget(port)
 
-    @asynccontextmanager
-    async def exchange(
-        self, port: int, method: str, target: bytes, headers: Headers, body: Body
-    ) -> AsyncIterator[Answer]:
-        """Send a request to 127.0.0.1:port; the block has the answer once its head is there.
+    def exchange(self, port: int, method: str, target: bytes, headers: Headers, body: Body) -> "_Exchange":
+        """Send a request to 127.0.0.1:port; the block (`async with`) has the answer once its head is there.
 
         Raises ConnectFailed, WorkerLost, FirstByteTimeout, Unsendable; `Answer.read` raises WorkerLost and Stalled.
         Cancellation, and leaving the block before the end of the body, close the connection.
         """
-        head = head_of_request(method, target, headers)
-        link, response, sent_at = await self._ask(port, head, headers, body, method)
-        answer = Answer(link, response, self._stall_timeout_s, sent_at)
-        try:
-            yield answer
-        finally:
-            if answer.ended and response.keeps and not response.extra:
-                self._give_back(link)
-            else:
-                link.close()
-            response.release()
+        return _Exchange(self, port, method, target, headers, body)
 
-    async def _ask(
-        self, port: int, head: bytes, headers: Headers, body: Body, method: str
-    ) -> tuple[Link, Response, float]:
-        """Send the request; return once the answer's head is there, with when all of the request had been sent.
+    async def ask(self, port: int, method: str, target: bytes, headers: Headers, body: Body) -> Answer:
+        """Send a request; return its answer once the head is there. It must be given to `end`.
+
 
         A pooled connection that breaks before the answer may have been closed by the worker just then, which
         says nothing about the worker: the request is sent once more on a new one. A body that comes in parts
         cannot be sent twice, so it gets a new connection at once.
         """
+        head = head_of_request(method, target, headers)
         pooled = self._take(port) if body is None or isinstance(body, bytes) else None
         if pooled:
             try:
-                return await self._ask_on(pooled, head, headers, body, method)
+                return await self._ask_on(pooled, method, head, headers, body)
             except WorkerLost:
                 pass  # tried once more, below
-        return await self._ask_on(await connect(port, self._patience), head, headers, body, method)
+        return await self._ask_on(await connect(port, self._patience), method, head, headers, body)
 
-    async def _ask_on(
-        self, link: Link, head: bytes, headers: Headers, body: Body, method: str
-    ) -> tuple[Link, Response, float]:
+    def end(self, answer: Answer) -> None:
+        """Be done with an answer, whole or not."""
+        link, response = answer.link, answer.response
+        if answer.ended and response.keeps and not response.extra:
+            self._give_back(link)
+        else:
+            link.close()
+        response.release()
+
+    async def _ask_on(self, link: Link, method: str, head: bytes, headers: Headers, body: Body) -> Answer:
         response = Response(method)
         self._patience.join(link)
         try:
@@ -134,7 +129,7 @@ class Upstream:
                 response.feed(await link.receive(due))
                 if response.fault is not None and not response.started:
                     raise WorkerLost(f"before it answered: {response.fault}")
-            return link, response, sent_at
+            return Answer(link, response, self._stall_timeout_s, sent_at)
         except Late:
             link.close()
             raise FirstByteTimeout(self._first_byte_timeout_s) from None
@@ -182,6 +177,23 @@ class Upstream:
         """Close the idle connections to a worker that is gone."""
         for link in self._idle.pop(port, []):
             link.close()
+
+
+class _Exchange:
+    """One exchange, as a block. Not written with contextlib: this is on every request's way (docs/performance.md)."""
+
+    __slots__ = ("_answer", "_asked", "_upstream")
+
+    def __init__(self, upstream: Upstream, *asked: Any) -> None:
+        self._upstream = upstream
+        self._asked = asked
+
+    async def __aenter__(self) -> Answer:
+        self._answer = await self._upstream.ask(*self._asked)
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._upstream.end(self._answer)
 
 
 async def _send_whole(link: Link, head: bytes, body: bytes, due: float) -> None:

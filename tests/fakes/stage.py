@@ -322,7 +322,7 @@ class Stage:
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
             assert self.keyring.row("k1")["inflight"] == 0
-            assert self.leaving._told == {}
+            assert self.leaving._clients == {}
             assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
             assert admission.dispatcher._turns._next == {}, "nobody waits, and somebody is remembered"
             by_life = admission.dispatcher._affinity._by_life
@@ -348,7 +348,7 @@ class Stage:
             assert worker.breaker.failures <= self.faults.get(worker.id, 0), f"{worker.id} is blamed for a client"
         if not self.faults:
             assert (self.hall.silences, self.hall.deaths) == ([], [])
-            assert self.hall.metrics._broken._metrics == {}
+            assert self.hall.metrics._broken.series == {}
 
     async def _the_next_one_is_answered(self) -> None:
         for server in self.servers:

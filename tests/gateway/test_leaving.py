@@ -16,7 +16,7 @@ async def leaving(nursery: trio.Nursery) -> AsyncIterator[Leaving]:
     made = Leaving()
     nursery.start_soon(made.run)
     yield made
-    assert made._told == {}
+    assert made._clients == {}
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
@@ -41,7 +41,8 @@ def half_closes(sock: socket.socket) -> None:
 async def test_a_client_that_leaves_is_told_of_once(leaving: Leaving, how: object, ahead: bytes) -> None:
     ours, theirs = connected()
     told = []
-    with ours, theirs, leaving.watched(ours.fileno(), lambda: told.append("left")):
+    with ours, theirs, leaving.watched(ours.fileno()) as client:
+        client.tell(lambda: told.append("left"))
         theirs.send(ahead)
         await wait_all_tasks_blocked(0.01)
         assert told == []
@@ -54,16 +55,39 @@ async def test_one_that_had_left_before_is_told_of(leaving: Leaving) -> None:
     ours, theirs = connected()
     theirs.close()
     left = trio.Event()
-    with ours, leaving.watched(ours.fileno(), left.set), trio.fail_after(5):
+    with ours, leaving.watched(ours.fileno()) as client, trio.fail_after(5):
+        client.tell(left.set)
         await left.wait()
+        assert client.gone
+
+
+async def test_who_asks_when_it_has_left_hears_of_it_at_once(leaving: Leaving) -> None:
+    ours, theirs = connected()
+    told: list[str] = []
+    with ours, leaving.watched(ours.fileno()) as client:
+        theirs.close()
+        await wait_all_tasks_blocked(0.01)
+        client.tell(lambda: told.append("left"))
+        assert told == ["left"]
+
+
+async def test_who_wants_to_know_no_more_is_not_told(leaving: Leaving) -> None:
+    ours, theirs = connected()
+    told: list[str] = []
+    with ours, leaving.watched(ours.fileno()) as client:
+        client.tell(lambda: told.append("left"))
+        client.tell(None)
+        theirs.close()
+        await wait_all_tasks_blocked(0.01)
+        assert (told, client.gone) == ([], True)
 
 
 async def test_after_the_block_nobody_is_told(leaving: Leaving) -> None:
     ours, theirs = connected()
     told: list[str] = []
     with ours:
-        with leaving.watched(ours.fileno(), lambda: told.append("left")):
-            pass
+        with leaving.watched(ours.fileno()) as client:
+            client.tell(lambda: told.append("left"))
         theirs.close()
         await wait_all_tasks_blocked(0.01)
     assert told == []
@@ -74,14 +98,15 @@ async def test_a_descriptor_that_is_anothers_by_now_is_left_to_it(leaving: Leavi
     first, first_client = connected()
     number = first.fileno()
     told: list[str] = []
-    with leaving.watched(number, lambda: told.append("first")):
+    with leaving.watched(number) as one:
+        one.tell(lambda: told.append("first"))
         first.close()
         second, second_client = connected()
         assert number in (second.fileno(), second_client.fileno())
         if second.fileno() != number:
             second, second_client = second_client, second
-        watching = leaving.watched(number, lambda: told.append("second"))
-        watching.__enter__()
+        watching = leaving.watched(number)
+        watching.__enter__().tell(lambda: told.append("second"))
     second_client.close()
     await wait_all_tasks_blocked(0.01)
     assert told == ["second"]
@@ -94,6 +119,6 @@ async def test_a_connection_that_is_closed_already_is_nobodys(leaving: Leaving) 
     ours, theirs = connected()
     number = ours.fileno()
     ours.close()
-    with leaving.watched(number, lambda: None):
+    with leaving.watched(number):
         await wait_all_tasks_blocked(0.01)
     theirs.close()
