@@ -13,6 +13,8 @@ from typing import Protocol
 import structlog
 import trio
 
+from gateway.patience import Patience, Waiter
+
 log = structlog.get_logger("gateway")
 
 # Connections beyond the bound, of which half are kept for this machine's own clients: who floods the port from
@@ -35,7 +37,7 @@ class Place(Enum):
     RESERVE = "beyond it: only Chimera's own pages are answered"
 
 
-class Member(Protocol):
+class Member(Waiter, Protocol):
     """What is asked of a connection."""
 
     @property
@@ -65,6 +67,7 @@ class Connections:
         self._reserved = 0
         self._quiet = trio.Event()
         self._said_at = float("-inf")
+        self.patience = Patience()  # wakes those that wait for a client's next request
 
     def __len__(self) -> int:
         return len(self._members)
@@ -95,11 +98,13 @@ class Connections:
     def joined(self, member: Member, place: Place) -> None:
         """A connection was let in."""
         self._members[member] = place
+        self.patience.join(member)
         self._reserved += place is Place.RESERVE
         self.changed(member)
 
     def left(self, member: Member) -> None:
         """A connection has ended. May be told twice."""
+        self.patience.leave(member)
         place = self._members.pop(member, None)
         self._reserved -= place is Place.RESERVE
         self._idle.pop(member, None)

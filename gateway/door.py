@@ -169,6 +169,7 @@ async def run_gateway(
                     sock.setblocking(False)
                     listening.start_soon(_accept, sock, admit)
                 nursery.start_soon(leaving.run)
+                nursery.start_soon(door.connections.patience.run)
                 task_status.started(door)
             await trio.sleep_forever()
         finally:

@@ -3,8 +3,7 @@
 The client's leaving arrives here as cancellation.
 """
 
-from collections.abc import AsyncIterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable
 from typing import Protocol
 
 import structlog
@@ -28,8 +27,9 @@ from gateway.errors import (
 from gateway.headers import Headers, framing_of, request_headers, response_headers
 from gateway.lethal import LethalModels
 from gateway.metrics import Metrics
+from gateway.noted import Noted
 from gateway.ollama import ERROR_BYTES, ERROR_STARTS, Ask, full_name, load_failed, runner_died, tokens_of
-from gateway.phases import Try, Unnoted, WorkerNotes, try_outcome_of
+from gateway.phases import Unnoted, WorkerNotes
 from gateway.request import Reply, Request, end_broken, own_headers
 from gateway.retry import RetryBudget, Tries
 from gateway.slots import Lease, WorkerSlots
@@ -153,25 +153,9 @@ class Exchange:
         self._lethal.ended_a_worker(model, trio.current_time())
         log.warning("worker lost while it loaded a model", worker=worker.id, model=model)
 
-    @contextmanager
-    def noted(self, request: Request, worker_id: str) -> Iterator[Try]:
+    def noted(self, request: Request, worker_id: str) -> Noted:
         """Note one try at a worker, from the moment that it is given the request to its end, however that comes."""
-        phases = request.phases
-        tried = Try(worker_id, trio.current_time())
-        phases.tries.append(tried)
-        self._notes.begins(worker_id, request.id, phases.model)
-        fault: BaseException | None = None
-        try:
-            yield tried
-        except BaseException as error:
-            fault = error
-            raise
-        finally:
-            tried.ended_at = trio.current_time()
-            tried.outcome = try_outcome_of(tried, fault, phases.broken)
-            self._notes.ends(worker_id, request.id, tried.status, tried.outcome, tried.ended_at - tried.began_at)
-            if worker_id != PRIMARY:
-                self.metrics.tried(worker_id, tried.outcome)
+        return Noted(request, worker_id, self._notes, None if worker_id == PRIMARY else self.metrics)
 
     def tell_silence(self, worker: WorkerSlots, fault: Fault) -> None:
         """Tell the watch of a request that got no byte of this life of a worker; other faults are none of its news."""

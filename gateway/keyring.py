@@ -7,8 +7,7 @@ is refused.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -98,18 +97,20 @@ class Keyring:
 
     # -- a request ---------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def admitted(self, request: Request, who: Answerer) -> Iterator[None]:
+    def admitted(self, request: Request, who: Answerer) -> "_Admitted":
         """Hold the place of a request's key for the block, and say in the request whose it is.
 
         Limits are for inference: whoever lists models takes nothing of them (llama-swap#860). Where no key is needed,
         an unknown one is passed over: clients send "unused" and the like. Raises KeyMissing, KeyUnknown,
         ModelsForbidden, BadPriority and OverLimit, before the request has cost anything.
         """
+        return _Admitted(self, request, who)
+
+    def enter(self, request: Request, who: Answerer) -> Use | None:
+        """Return what a request has taken a place of, which it is to `leave`; else as `admitted`."""
         key = self._key_of(request)
         if key is None:
-            yield
-            return
+            return None
         priority = priority_of(request.headers, key.priority)
         if priority is None:
             raise BadPriority
@@ -118,16 +119,12 @@ class Keyring:
         use.last_used_at = self._today()
         self._used.add(key.id)
         if who is not Answerer.WORKER:
-            yield
-            return
+            return None
         over = use.enter(trio.current_time())
         if over is not None:
             raise OverLimit(over)
         request.spent = partial(_spent, use)
-        try:
-            yield
-        finally:
-            use.leave()
+        return use
 
     def _key_of(self, request: Request) -> Key | None:
         """Return the key of a request. Raises KeyMissing, KeyUnknown and ModelsForbidden where one is required."""
@@ -237,6 +234,23 @@ class Keyring:
 
     async def _in_thread(self, doing: Callable[..., Result], *args: object) -> Result:
         return await trio.to_thread.run_sync(doing, *args, limiter=self._limiter)
+
+
+class _Admitted:
+    """A key's place for one request, as a block. Without contextlib: see gateway.book."""
+
+    __slots__ = ("_keyring", "_request", "_use", "_who")
+
+    def __init__(self, keyring: Keyring, request: Request, who: Answerer) -> None:
+        self._keyring, self._request, self._who = keyring, request, who
+        self._use: Use | None = None
+
+    def __enter__(self) -> None:
+        self._use = self._keyring.enter(self._request, self._who)
+
+    def __exit__(self, *_: object) -> None:
+        if self._use is not None:
+            self._use.leave()
 
 
 def _spent(use: Use, tokens: int) -> None:

@@ -1,8 +1,4 @@
-"""A connection to a worker, and how long it may keep somebody waiting.
-
-A cancel scope for each chunk of each answer would cost more than all else that is done for the chunk. Here whoever
-waits writes down until when, and one task, `Patience.run`, wakes those whose time is over.
-"""
+"""A connection to a worker, and how long it may keep somebody waiting."""
 
 import math
 import select
@@ -12,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from gateway.errors import ConnectFailed
+from gateway.patience import Patience
 
 CONNECT_TIMEOUT_S = 5.0
 IDLE_CONNECTION_S = 30.0
@@ -20,39 +17,6 @@ READ_BYTES = 64 * 1024
 
 class Late(Exception):
     """Nothing came, or nothing could be sent, in time."""
-
-
-class Patience:
-    """Who waits for workers, and until when (trio's clock)."""
-
-    def __init__(self) -> None:
-        self._links: set[Link] = set()
-        self._wakes_at = math.inf
-        self._sleep = trio.CancelScope()
-
-    def join(self, link: "Link") -> None:
-        """Watch over a connection, which is in use."""
-        self._links.add(link)
-
-    def leave(self, link: "Link") -> None:
-        """Watch over it no more."""
-        self._links.discard(link)
-
-    def until(self, due: float) -> None:
-        """Somebody begins to wait until `due`."""
-        if due < self._wakes_at:
-            self._wakes_at = self._sleep.deadline = due
-
-    async def run(self) -> None:
-        """Wake those whose time is over, then, never before. Cancellation: nobody is woken any more."""
-        while True:
-            with trio.CancelScope(deadline=self._wakes_at) as self._sleep:
-                await trio.sleep_forever()
-            now = trio.current_time()
-            for link in [one for one in self._links if one.due <= now]:
-                link.give_up()
-            # those that wait only since it last looked come later: each deadline is looked up once
-            self._wakes_at = min((one.due for one in self._links if one.due > now), default=math.inf)
 
 
 class Link:

@@ -5,6 +5,7 @@ here, and ends the connection. What is written goes through `outgoing`.
 """
 
 import email.utils
+import math
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -54,6 +55,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
         self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
         self._sock = sock
+        self.due = math.inf  # until when the next request is waited for, while it is (gateway.patience)
         self.descriptor = sock.fileno()
         self.place = place
         self.stall_timeout_s = stall_timeout_s
@@ -177,18 +179,40 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         if self._framing.at is At.HEAD and self._framing.ahead and not self._head_begun:
             return None  # it came ahead of the last answer
         data: bytes | None = None
-        with trio.CancelScope(deadline=self._deadline) as self._reading:
-            if self._framing.ahead > HEAD_BYTES:
-                await trio.sleep_forever()  # enough of the requests after this one is here
-            try:
-                await trio.lowlevel.wait_readable(self.socket)
-                data = self._sock.recv(max_bytes)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
+        try:
+            if self.express and not self._head_begun:
+                data = await self._receive_patiently(max_bytes)
+            else:
+                with trio.CancelScope(deadline=self._deadline) as self._reading:
+                    if self._framing.ahead > HEAD_BYTES:
+                        await trio.sleep_forever()  # enough of the requests after this one is here
+                    await trio.lowlevel.wait_readable(self._sock)
+                    data = self._sock.recv(max_bytes)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise trio.BrokenResourceError(str(error)) from error
         self._check_open()
         return data
+
+    async def _receive_patiently(self, max_bytes: int) -> bytes | None:
+        """As `_receive`, where nobody but the time has anything to wake this task for: a scope would cost more."""
+        self.due = self._deadline
+        self._connections.patience.until(self.due)
+        try:
+            await trio.lowlevel.wait_readable(self._sock)
+        except trio.ClosedResourceError:
+            return None  # it is late, or the connection was cut
+        finally:
+            self.due = math.inf
+        return self._sock.recv(max_bytes)
+
+    def give_up(self) -> None:
+        """Wait no more for a request (gateway.patience)."""
+        if self._outgoing.unread:  # it is not the client's turn yet
+            self.due = self._deadline = trio.current_time() + KEEP_ALIVE_S
+        else:
+            trio.lowlevel.notify_closing(self._sock)
 
     def _check_open(self) -> None:
         if self._closing or self.ended.is_set():

@@ -14,7 +14,8 @@ import trio
 from gateway.asking import TOGETHER_BYTES, framed, head_of_request
 from gateway.errors import FirstByteTimeout, Stalled, WorkerLost
 from gateway.headers import Headers
-from gateway.link import Late, Link, Patience, connect
+from gateway.link import Late, Link, connect
+from gateway.patience import Patience
 from gateway.response import Response
 
 IDLE_PER_WORKER = 64

@@ -31,8 +31,9 @@ from gateway.keyring import Keyring
 from gateway.keys import Key, digest_of
 from gateway.leaving import Leaving
 from gateway.limits import Limits
-from gateway.link import Link, Patience
+from gateway.link import Link
 from gateway.ollama import Ask, Kind
+from gateway.patience import Patience
 from gateway.pulls import Pulls
 from gateway.request import Request, answer_error
 from gateway.stream import GuardedStream
@@ -338,7 +339,7 @@ class Stage:
     async def _connections_are_closed_or_idle(self) -> None:
         pool = self.hall.upstream._idle
         cushion = 0.0
-        watched = self.hall.upstream._patience._links
+        watched = self.hall.upstream._patience._waiters
         while watched or any(server.open != len(pool.get(server.port, ())) for server in self.servers):
             await wait_all_tasks_blocked(cushion)
             cushion = 0.002  # longer than anybody else's here: they go on first

@@ -1,5 +1,6 @@
 """Who gets in, who makes room, who is waited for; and how many connections the open files allow."""
 
+import math
 import resource
 
 import pytest
@@ -21,6 +22,10 @@ class Client:
         self.idle = True
         self.busy = False
         self.is_cut = False
+        self.due = math.inf
+
+    def give_up(self) -> None:
+        self.cut()
 
     def cut(self) -> None:
         self.is_cut = True

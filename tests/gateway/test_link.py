@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.errors import ConnectFailed
-from gateway.link import IDLE_CONNECTION_S, Late, Link, Patience, connect
+from gateway.link import IDLE_CONNECTION_S, Late, Link, connect
+from gateway.patience import Patience
 
 
 class Pair:
