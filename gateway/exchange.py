@@ -248,11 +248,10 @@ class Exchange:
                     del tail[:-ERROR_BYTES]
                 chunks += 1
                 await reply.write(chunk)
-                asked = trio.current_time()
                 chunk = await answer.read()
                 now = trio.current_time()
                 if chunk:
-                    waited_s = now - asked + (waited_s if chunks > 1 else 0.0)
+                    waited_s = now - (answer.waited_since or now) + (waited_s if chunks > 1 else 0.0)
                 if lease is not None:
                     lease.worker.progress_at = now
             request.phases.tries[-1].last_byte_at = trio.current_time()

@@ -26,7 +26,7 @@ Body = bytes | AsyncIterable[bytes] | None
 class Answer:
     """A worker's answer: its head, and its body as it comes."""
 
-    __slots__ = ("_stall_timeout_s", "ended", "headers", "link", "response", "sent_at", "status")
+    __slots__ = ("_stall_timeout_s", "ended", "headers", "link", "response", "sent_at", "status", "waited_since")
 
     def __init__(self, link: Link, response: Response, stall_timeout_s: float, sent_at: float) -> None:
         """`sent_at`: when the worker had all of the request (trio's clock)."""
@@ -34,6 +34,7 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.ended = False
+        self.waited_since: float | None = None  # since when the last part read was waited for; None: it was there
         self.link = link
         self.response = response
         self._stall_timeout_s = stall_timeout_s
@@ -48,10 +49,13 @@ class Answer:
         response = self.response
         parts = response.parts
         due = 0.0
+        self.waited_since = None
         while not parts and not response.ended:
             if response.fault is not None:
                 raise WorkerLost(f"while it answered: {response.fault}")
-            due = due or trio.current_time() + self._stall_timeout_s
+            if not due:
+                self.waited_since = trio.current_time()
+                due = self.waited_since + self._stall_timeout_s
             try:
                 response.feed(await self.link.receive(due))
             except Late:

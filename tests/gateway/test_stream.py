@@ -1,5 +1,6 @@
 """A client's connection: when it is refused, given up, closed, and who is told."""
 
+import contextlib
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -253,6 +254,79 @@ async def test_between_two_requests_a_client_may_rest(line: Line, autojump_clock
         nursery.start_soon(answers)
         assert await line.next() == b""
     assert trio.current_time() == pytest.approx(1000 + KEEP_ALIVE_S)
+
+
+@pytest.fixture
+def express_line(nursery: trio.Nursery, line: Line) -> Line:
+    """A connection that the express lane answers: who reads does nothing else meanwhile."""
+    nursery.start_soon(line.connections.patience.run)
+    line.stream.express = True
+    return line
+
+
+async def test_in_the_express_lane_a_client_that_says_nothing_is_left_without_a_word(
+    express_line: Line, autojump_clock: trio.abc.Clock
+) -> None:
+    assert await express_line.next() == b""
+    assert trio.current_time() == pytest.approx(HEAD_TIMEOUT_S)
+    assert express_line.take() == b""
+
+
+async def test_in_the_express_lane_a_client_may_rest_between_two_requests(
+    express_line: Line, autojump_clock: trio.abc.Clock
+) -> None:
+    for _ in range(3):
+        express_line.client.send(GET)
+        await express_line.next()
+        await trio.sleep(1000)
+        await express_line.answer()
+        await trio.sleep(KEEP_ALIVE_S * 0.9)
+    begin = trio.current_time()
+    assert await express_line.next() == b""
+    assert trio.current_time() == pytest.approx(begin + KEEP_ALIVE_S * 0.1)
+
+
+async def test_in_the_express_lane_a_head_that_is_not_complete_in_time_is_refused(
+    express_line: Line, autojump_clock: trio.abc.Clock
+) -> None:
+    express_line.client.send(GET[:-2])
+    with pytest.raises(trio.BrokenResourceError):
+        await express_line.next()
+    assert trio.current_time() == pytest.approx(HEAD_TIMEOUT_S)
+    await express_line.stream.ended.wait()
+    assert status(express_line.take()) == 408
+
+
+async def test_in_the_express_lane_a_client_that_still_reads_its_answer_is_not_late(
+    express_line: Line, autojump_clock: trio.abc.Clock
+) -> None:
+    express_line.client.send(GET)
+    await express_line.next()
+    await express_line.answer(MUCH)
+    taken = 0
+
+    async def reads_slowly() -> None:
+        nonlocal taken
+        while taken < len(MUCH):
+            await trio.sleep(STALL_TIMEOUT_S * 0.9)
+            with contextlib.suppress(BlockingIOError):
+                taken += len(express_line.client.recv(40_000))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reads_slowly)
+        assert await express_line.next() == b""
+    assert taken == len(MUCH)
+
+
+async def test_a_connection_of_the_express_lane_that_is_cut_wakes_its_reader(express_line: Line) -> None:
+    async def reads() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await express_line.next()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reads)
+        await wait_all_tasks_blocked()
+        express_line.stream.cut()
 
 
 async def test_a_slow_body_is_for_its_reader_to_judge(line: Line, autojump_clock: trio.abc.Clock) -> None:
