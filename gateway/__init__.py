@@ -2,12 +2,17 @@
 
 The map, from the socket inwards:
 
-`door` accepts connections, as many as `connections` lets in, and hands each to Hypercorn as a `stream`: what comes is
-checked and timed there (`framing`, of `head` and `chunks`), what goes waits for no slow reader (`outgoing`), a refusal
-is written as it goes over the `wire`. `answering` sees to it that every answer has an end. `asgi` turns each request
-into a call of `exchange`, or passes it to `app` (Quart: `admin`, health, `metrics`). `exchange` waits in `admission`
-for a lease, talks to the worker through `upstream`, relays, and tries another worker while nothing has been sent;
-`request` is what it is about. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
+`door` accepts connections, as many as `connections` lets in. On each, a `stream`, what comes is checked and timed
+(`framing`, of `head` and `chunks`), what goes waits for no slow reader (`outgoing`), a refusal is written as it goes
+over the `wire`. There are two lanes from there. The `express` lane answers ordinary requests for forwarded paths on the
+stream itself, and hears from `leaving` who leaves meanwhile. With the first request that is anything else (HTTP/2, a
+page, a chunked body, Expect, Upgrade) the connection goes to Hypercorn: `asgi` has the forwarded paths there, `app`
+(Quart) the pages (`admin`, health, `metrics`), and `answering` sees to it that every answer has an end.
+
+Both lanes bring a `body` and a reply to `front`, which decides who answers, and whether the key may. `exchange` waits
+in `admission` for a lease, has the worker asked by `upstream` (over a `link`, by what `asking` writes and `response`
+reads), relays, and tries another worker while nothing has been sent; `request` is what it is about. `patience` wakes
+those who wait too long. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
 
 Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
 `database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.
@@ -19,8 +24,9 @@ answers, what a body asks for, what an error says), `load_options` (what would l
 (what went wrong -> what the client is told), `auth` (who may administer), `keys` and `limits` (what a key is, and what
 it may take).
 
-What is told of a request: `phases` are noted while it runs; when it has ended `book` makes of them the `metrics` (whose
-`labels` stay few, with `fleet_metrics` for workers and GPUs), its `access` line and, where asked for, its spans
+What is told of a request: `phases` are noted while it runs, each try at a worker by `noted`; when it has ended `book`
+makes of them the `metrics` (kept in `tally`; its `labels` stay few, with `fleet_metrics` for workers and GPUs), its
+`access` line and, where asked for, its spans
 (`tracing`, with `traceparent`). `ending` says whether a stream came to its end.
 
 `openapi` tells all of it to programs, at GET /openapi.json; a new route needs its row there, a test says which.
