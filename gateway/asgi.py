@@ -81,6 +81,8 @@ async def _caught(doing: Awaitable[None]) -> GatewayError | None:
 class AsgiReply:
     """An answer through ASGI."""
 
+    direct = None  # Hypercorn is to be waited for
+
     def __init__(self, send: Send, body: AsgiBody) -> None:
         self._send = send
         self._body = body

@@ -30,6 +30,7 @@ from gateway.metrics import Metrics
 from gateway.noted import Noted
 from gateway.ollama import ERROR_BYTES, ERROR_STARTS, Ask, full_name, load_failed, runner_died, tokens_of
 from gateway.phases import Unnoted, WorkerNotes
+from gateway.relayed import Relayed
 from gateway.request import Reply, Request, end_broken, own_headers
 from gateway.retry import RetryBudget, Tries
 from gateway.slots import Lease, WorkerSlots
@@ -239,34 +240,22 @@ class Exchange:
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
         spent = request.spent if lease is not None else _nothing_spent
-        tail = bytearray()
-        chunks, waited_s = 0, trio.current_time() - request.asked
+        relayed = Relayed(lease.worker if lease is not None else None, request.asked)
         try:
-            while chunk:
-                tail += chunk
-                if len(tail) > 2 * ERROR_BYTES:
-                    del tail[:-ERROR_BYTES]
-                chunks += 1
-                await reply.write(chunk)
-                chunk = await answer.read()
-                now = trio.current_time()
-                if chunk:
-                    waited_s = now - (answer.waited_since or now) + (waited_s if chunks > 1 else 0.0)
-                if lease is not None:
-                    lease.worker.progress_at = now
+            await _pass_on(answer, chunk, reply, relayed)
             request.phases.tries[-1].last_byte_at = trio.current_time()
             if lease is not None:
-                self._look_at_end(request, answer, bytes(tail), lease, chunks=chunks, waited_s=waited_s)
+                self._look_at_end(request, answer, lease, relayed)
         except (WorkerLost, Stalled) as fault:
             if lease is not None:
                 self.tell_silence(lease.worker, fault)
             if request.phases.broken is None:
-                spent(chunks)
+                spent(relayed.chunks)
                 self._broken(request, "stalled" if isinstance(fault, Stalled) else "lost", str(fault))
-            await end_broken(request, answer.headers, reply, fault, bytes(tail))
+            await end_broken(request, answer.headers, reply, fault, bytes(relayed.tail))
             return
         except BaseException:  # the client left: what it got it had, or nobody who leaves early would ever be counted
-            spent(chunks)
+            spent(relayed.chunks)
             raise
         await reply.end()
 
@@ -275,16 +264,13 @@ class Exchange:
         self.metrics.broken(cause)
         log.warning("answer broken", request=request.id, worker=request.worker_id, cause=said)
 
-    def _look_at_end(
-        self, request: Request, answer: Answer, tail: bytes, lease: Lease, *, chunks: int, waited_s: float
-    ) -> None:
+    def _look_at_end(self, request: Request, answer: Answer, lease: Lease, relayed: Relayed) -> None:
         """Count the tokens of an answer, and see whether it came to its end. Raises WorkerLost where it did not.
 
-        An error line of the worker's own is an end that the client has seen. `waited_s` is how long the worker was
-        waited for: for all of an answer that came at once, or from the first to the last of its `chunks`, each a
-        token if it does not say how many there were.
+        An error line of the worker's own is an end that the client has seen. Each chunk is a token if the answer does
+        not say how many there were.
         """
-        phases = request.phases
+        phases, tail, chunks = request.phases, bytes(relayed.tail), relayed.chunks
         phases.stream = is_stream(answer.headers)
         prompt, given = tokens_of(tail)
         phases.prompt_tokens, phases.answer_tokens = prompt or None, given or None
@@ -292,7 +278,7 @@ class Exchange:
         tokens = given or (chunks if chunks > 1 else 0)
         request.spent(prompt + tokens)
         if tokens >= PACE_TOKENS:
-            self.admission.took(lease, waited_s / tokens)
+            self.admission.took(lease, relayed.waited_s / tokens)
         if not phases.stream or answer.status != 200:  # others have no end of their own, 204 and 304 no body at all
             return
         end, last = end_of(request.path, tail)
@@ -303,6 +289,29 @@ class Exchange:
         elif end is End.MISSING:
             self._broken(request, "no_end", "the worker ended the stream without the word that ends it")
             raise WorkerLost("its stream ended without its last word")
+
+
+async def _pass_on(answer: Answer, chunk: bytes, reply: Reply, relayed: Relayed) -> None:
+    """Pass on an answer as it comes, `chunk` first. Raises WorkerLost, Stalled, ClientGone."""
+    direct = reply.direct
+    full = False
+
+    def take(part: bytes) -> bool:
+        nonlocal full
+        relayed.came(part, trio.current_time())
+        full = direct is not None and direct.put(part)
+        return full
+
+    while chunk:
+        relayed.came(chunk, trio.current_time())
+        await reply.write(chunk)
+        if direct is not None:
+            await answer.each(take)
+            if full:
+                full = False
+                await direct.room()
+        relayed.waits_from(trio.current_time())
+        chunk = await answer.read()
 
 
 def _nothing_spent(tokens: int) -> None:

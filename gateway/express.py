@@ -196,6 +196,11 @@ class ExpressReply:
         self.begun_at: float | None = None
 
     @property
+    def direct(self) -> "ExpressReply":
+        """It can be written to without waiting (request.Reply)."""
+        return self
+
+    @property
     def begun(self) -> bool:
         """Whether the answer has (stream.Call)."""
         return self.started
@@ -217,14 +222,25 @@ class ExpressReply:
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; returns when the client has room for more. Raises ClientGone."""
+        if self.put(data):
+            await self.room()
+
+    def put(self, data: bytes) -> bool:
+        """Send a part of the body; say whether to wait for `room` before the next. Raises ClientGone."""
         if not data or self._bodiless:
-            return
+            return False
         self.sent_bytes += len(data)
         framed = b"%b%x\r\n%b\r\n" % (self._ahead, len(data), data) if self._chunked else self._ahead + data
         self._ahead = b""
         try:
-            if self._stream.put(framed):
-                await self._stream.wait_room()
+            return self._stream.put(framed)
+        except _GONE as error:
+            raise ClientGone from error
+
+    async def room(self) -> None:
+        """Return when the client has room for more. Raises ClientGone."""
+        try:
+            await self._stream.wait_room()
         except _GONE as error:
             raise ClientGone from error
 

@@ -12,7 +12,7 @@ import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import trio
+from gateway.readiness import Readiness
 
 # A peer's FIN, or its reset; a hang-up and an error are told unasked (epoll_ctl(2)). Each is told once: the edge.
 _LEFT = select.EPOLLRDHUP | select.EPOLLET
@@ -47,35 +47,21 @@ class Leaving:
     """The connections whose clients are watched."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._clients: dict[int, Client] = {}
+        self._readiness = Readiness()
 
     @contextmanager
     def watched(self, descriptor: int) -> Iterator[Client]:
         """Watch the client of a connected socket for the block. The socket may be closed meanwhile."""
-        client = self._clients[descriptor] = Client()
+        client = Client()
         try:
-            self._epoll.register(descriptor, _LEFT)
+            self._readiness.join(descriptor, _LEFT, client.leaves)
         except OSError:  # it is closed already: whoever closed it says so to those concerned
             pass
         try:
             yield client
         finally:
-            # a descriptor that was closed may be another connection's by now: that one is not to be taken out
-            if self._clients.get(descriptor) is client:
-                del self._clients[descriptor]
-                try:
-                    self._epoll.unregister(descriptor)
-                except OSError:
-                    pass  # closing took it out
+            self._readiness.leave(descriptor, client.leaves)
 
     async def run(self) -> None:
         """Tell those whose clients leave. Cancellation: nobody hears of it any more."""
-        try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for descriptor, _ in self._epoll.poll(0):
-                    if client := self._clients.get(descriptor):
-                        client.leaves()
-        finally:
-            self._epoll.close()
+        await self._readiness.run()

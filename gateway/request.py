@@ -17,10 +17,27 @@ from gateway.phases import Phases
 from gateway.traceparent import TraceParent
 
 
+class Direct(Protocol):
+    """A client that can be written to without waiting."""
+
+    def put(self, data: bytes) -> bool:
+        """Send a part of the body, at once as far as it goes; say whether to wait for `room` before the next.
+
+        Raises ClientGone.
+        """
+
+    async def room(self) -> None:
+        """Return when the client has room for more. Raises ClientGone."""
+
+
 class Reply(Protocol):
-    """Where an answer goes."""
+    """Where an answer goes. `direct`: the same without waiting, where that can be done."""
 
     started: bool
+
+    @property
+    def direct(self) -> Direct | None:
+        """None where every part has to be waited for."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head."""

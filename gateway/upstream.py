@@ -5,7 +5,7 @@ closes it, which is how Ollama learns that nobody waits for the answer. One that
 taken from the pool, or costs the request a retry.
 """
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.errors import FirstByteTimeout, Stalled, WorkerLost
 from gateway.headers import Headers
 from gateway.link import Late, Link, connect
 from gateway.patience import Patience
+from gateway.readiness import Readiness
 from gateway.response import Response
 
 IDLE_PER_WORKER = 64
@@ -26,7 +27,7 @@ Body = bytes | AsyncIterable[bytes] | None
 class Answer:
     """A worker's answer: its head, and its body as it comes."""
 
-    __slots__ = ("_stall_timeout_s", "ended", "headers", "link", "response", "sent_at", "status", "waited_since")
+    __slots__ = ("_stall_timeout_s", "ended", "headers", "link", "response", "sent_at", "status")
 
     def __init__(self, link: Link, response: Response, stall_timeout_s: float, sent_at: float) -> None:
         """`sent_at`: when the worker had all of the request (trio's clock)."""
@@ -34,7 +35,6 @@ class Answer:
         self.status = response.status
         self.headers = response.headers
         self.ended = False
-        self.waited_since: float | None = None  # since when the last part read was waited for; None: it was there
         self.link = link
         self.response = response
         self._stall_timeout_s = stall_timeout_s
@@ -49,13 +49,10 @@ class Answer:
         response = self.response
         parts = response.parts
         due = 0.0
-        self.waited_since = None
         while not parts and not response.ended:
             if response.fault is not None:
                 raise WorkerLost(f"while it answered: {response.fault}")
-            if not due:
-                self.waited_since = trio.current_time()
-                due = self.waited_since + self._stall_timeout_s
+            due = due or trio.current_time() + self._stall_timeout_s
             try:
                 response.feed(await self.link.receive(due))
             except Late:
@@ -67,6 +64,33 @@ class Answer:
         parts.clear()
         return body
 
+    async def each(self, take: Callable[[bytes], bool]) -> None:
+        """Give what comes of the body to `take`, as it comes, until that says True or there is something else.
+
+        That is the end, a fault or a stall: `read` then says which. What `take` raises is raised here; it must not
+        block.
+        """
+        response = self.response
+        parts = response.parts
+
+        def feed(data: bytes) -> bool:
+            response.feed(data)
+            stop = response.ended or response.fault is not None
+            if parts:
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                parts.clear()
+                stop = take(body) or stop
+            return stop
+
+        if parts or response.ended or response.fault is not None:
+            return
+        try:
+            await self.link.each(feed, self._stall_timeout_s)
+        except Late:
+            raise Stalled(self._stall_timeout_s) from None
+        except OSError as error:
+            response.fault = str(error)
+
 
 class Upstream:
     """Connections to every worker and to the primary, by port."""
@@ -76,10 +100,13 @@ class Upstream:
         self._stall_timeout_s = stall_timeout_s
         self._idle: dict[int, list[Link]] = {}
         self._patience = Patience()
+        self._readiness = Readiness()
 
     async def run(self) -> None:
-        """Watch over both timeouts: without it nobody is ever late. Cancellation ends that."""
-        await self._patience.run()
+        """Watch over both timeouts, and over the answers that stream. Cancellation ends that."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._readiness.run)
+            await self._patience.run()
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -109,7 +136,7 @@ class Upstream:
                 return await self._ask_on(pooled, method, head, headers, body)
             except WorkerLost:
                 pass  # tried once more, below
-        return await self._ask_on(await connect(port, self._patience), method, head, headers, body)
+        return await self._ask_on(await connect(port, self._patience, self._readiness), method, head, headers, body)
 
     def end(self, answer: Answer) -> None:
         """Be done with an answer, whole or not."""

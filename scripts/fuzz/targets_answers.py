@@ -32,6 +32,8 @@ NOTHING_LEFT = "<Admission 0 leases, 0 tickets>"
 class Heard:
     """A client that hears everything, and that what it hears could be sent to it: h11 checks as Hypercorn does."""
 
+    direct = None
+
     started: bool = False
     ended: bool = False
     aborted: bool = False

@@ -9,6 +9,8 @@ import trio
 class RecordingReply:
     """What was told, and how it ended."""
 
+    direct = None
+
     started: bool = False
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)

@@ -35,6 +35,7 @@ from gateway.link import Link
 from gateway.ollama import Ask, Kind
 from gateway.patience import Patience
 from gateway.pulls import Pulls
+from gateway.readiness import Readiness
 from gateway.request import Request, answer_error
 from gateway.stream import GuardedStream
 from tests.fakes.asgi import AsgiClient, Message
@@ -49,7 +50,7 @@ CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 PATIENCE_S = 30.0
 
 
-Connect = Callable[[int, Patience], Awaitable[Link]]
+Connect = Callable[[int, Patience, Readiness], Awaitable[Link]]
 
 
 class Way(Enum):
@@ -154,18 +155,22 @@ class Stage:
         deaf = listener.getsockname()[1]
         self._in_service(worker_id, deaf)
 
-        async def connect(port: int, patience: Patience, patient: Connect = link_module.connect) -> Link:
+        async def connect(
+            port: int, patience: Patience, readiness: Readiness, patient: Connect = link_module.connect
+        ) -> Link:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.005 if port == deaf else PATIENCE_S)
-                return await patient(port, patience)
+                return await patient(port, patience, readiness)
 
         self.patch.setattr(upstream_module, "connect", connect)
 
     def narrow(self) -> None:
         """Let connections to workers take a few kilobytes at once: a body of some size waits for its reader."""
 
-        async def connect(port: int, patience: Patience, wide: Connect = link_module.connect) -> Link:
-            link = await wide(port, patience)
+        async def connect(
+            port: int, patience: Patience, readiness: Readiness, wide: Connect = link_module.connect
+        ) -> Link:
+            link = await wide(port, patience, readiness)
             link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
             return link
 
@@ -323,7 +328,7 @@ class Stage:
             await self._connections_are_closed_or_idle()
             self._nobody_is_blamed()
             assert self.keyring.row("k1")["inflight"] == 0
-            assert self.leaving._clients == {}
+            assert self.leaving._readiness._told == {}
             assert not any(self.noted.values()), "a worker was told of a request's begin and not of its end"
             assert admission.dispatcher._turns._next == {}, "nobody waits, and somebody is remembered"
             by_life = admission.dispatcher._affinity._by_life

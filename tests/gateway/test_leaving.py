@@ -16,7 +16,7 @@ async def leaving(nursery: trio.Nursery) -> AsyncIterator[Leaving]:
     made = Leaving()
     nursery.start_soon(made.run)
     yield made
-    assert made._clients == {}
+    assert made._readiness._told == {}
 
 
 def connected() -> tuple[socket.socket, socket.socket]:

@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.errors import ConnectFailed
 from gateway.link import IDLE_CONNECTION_S, Late, Link, connect
 from gateway.patience import Patience
+from gateway.readiness import Readiness
 
 
 class Pair:
@@ -20,7 +21,8 @@ class Pair:
         ours, self.theirs = socket.socketpair()
         for sock in (ours, self.theirs):
             sock.setblocking(False)
-        self.link = Link(ours, 1, patience)
+        self.readiness = Readiness()
+        self.link = Link(ours, 1, patience, self.readiness)
         patience.join(self.link)
 
 
@@ -132,4 +134,85 @@ async def test_nobody_listens(patience: Patience) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectFailed, match="refused"):
-            await connect(taken.getsockname()[1], patience)
+            await connect(taken.getsockname()[1], patience, Readiness())
+
+
+# -- each part as it comes ---------------------------------------------------------------------------------------------
+
+
+class Taking:
+    """Takes what comes until it has had enough."""
+
+    def __init__(self, enough: bytes = b"enough") -> None:
+        self.parts: list[bytes] = []
+        self._enough = enough
+        self.more = trio.Event()
+
+    def __call__(self, part: bytes) -> bool:
+        self.parts.append(part)
+        self.more.set()
+        return part in (self._enough, b"")
+
+
+@pytest.fixture
+def watched(pair: Pair, nursery: trio.Nursery) -> Pair:
+    nursery.start_soon(pair.readiness.run)
+    return pair
+
+
+async def test_each_part_is_taken_as_it_comes_until_there_is_enough(watched: Pair, nursery: trio.Nursery) -> None:
+    taking = Taking()
+
+    async def sends() -> None:
+        for part in (b"some", b"more", b"enough", b"too much"):
+            await wait_all_tasks_blocked(0.01)
+            watched.theirs.send(part)
+
+    nursery.start_soon(sends)
+    await watched.link.each(taking, math.inf)
+    await wait_all_tasks_blocked(0.02)
+    assert taking.parts == [b"some", b"more", b"enough"]
+    assert await watched.link.receive(math.inf) == b"too much"
+
+
+async def test_the_end_is_taken_too(watched: Pair) -> None:
+    taking = Taking()
+    watched.theirs.close()
+    await watched.link.each(taking, math.inf)
+    assert taking.parts == [b""]
+
+
+async def test_what_taking_raises_is_raised(watched: Pair) -> None:
+    def take(part: bytes) -> bool:
+        raise ZeroDivisionError
+
+    watched.theirs.send(b"x")
+    with pytest.raises(ZeroDivisionError):
+        await watched.link.each(take, math.inf)
+    assert watched.readiness._told == {}
+
+
+async def test_each_part_has_its_own_time(watched: Pair, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    taking = Taking()
+
+    async def sends() -> None:
+        for _ in range(3):
+            await trio.sleep(4)
+            watched.theirs.send(b"x")
+
+    nursery.start_soon(sends)
+    begin = trio.current_time()
+    with pytest.raises(Late):
+        await watched.link.each(taking, 5.0)
+    assert (trio.current_time(), taking.parts) == (begin + 17.0, [b"x"] * 3)
+
+
+async def test_cancelled_it_takes_nothing_more(watched: Pair, nursery: trio.Nursery) -> None:
+    taking = Taking()
+    with trio.CancelScope() as scope:
+        nursery.start_soon(_cancel, scope)
+        await watched.link.each(taking, math.inf)
+    watched.theirs.send(b"x")
+    await wait_all_tasks_blocked(0.02)
+    assert (taking.parts, watched.link.due, watched.readiness._told) == ([], math.inf, {})
+    assert await watched.link.receive(math.inf) == b"x"

@@ -1,0 +1,95 @@
+"""Descriptors that one task hears of."""
+
+import select
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.readiness import Readiness
+
+
+@pytest.fixture
+def readiness(nursery: trio.Nursery) -> Readiness:
+    made = Readiness()
+    nursery.start_soon(made.run)
+    return made
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+async def test_who_has_joined_is_told_until_it_leaves(
+    readiness: Readiness, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    heard: list[bytes] = []
+
+    def tell() -> None:
+        heard.append(ours.recv(100))
+
+    readiness.join(ours.fileno(), select.EPOLLIN, tell)
+    for part in (b"one", b"two"):
+        theirs.send(part)
+        await wait_all_tasks_blocked(0.01)
+    readiness.leave(ours.fileno(), tell)
+    theirs.send(b"three")
+    await wait_all_tasks_blocked(0.01)
+    assert heard == [b"one", b"two"]
+
+
+async def test_what_was_there_before_is_told_of(
+    readiness: Readiness, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x")
+    told = trio.Event()
+
+    def tell() -> None:
+        readiness.leave(ours.fileno(), tell)
+        told.set()
+
+    readiness.join(ours.fileno(), select.EPOLLIN, tell)
+    with trio.fail_after(5):
+        await told.wait()
+
+
+async def test_a_closed_descriptor_cannot_join_and_may_leave(readiness: Readiness) -> None:
+    ours, theirs = socket.socketpair()
+    number = ours.fileno()
+    readiness.join(number, select.EPOLLIN, lambda: None)
+    ours.close()
+    theirs.close()
+    with pytest.raises(OSError, match="descriptor"):
+        readiness.join(number, select.EPOLLIN, lambda: None)
+    readiness.leave(number, lambda: None)  # somebody else's word
+
+
+async def test_one_that_leaves_while_others_are_told_is_not_told(readiness: Readiness) -> None:
+    """Two are ready at once; the first to be told takes the other out."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    told: list[int] = []
+    tells: list[Callable[[], None]] = []
+
+    def take_all_out(number: int) -> None:
+        told.append(number)
+        for (ours, _), other in zip(pairs, tells, strict=True):
+            readiness.leave(ours.fileno(), other)
+
+    tells += [partial(take_all_out, number) for number in range(2)]
+    for (ours, theirs), tell in zip(pairs, tells, strict=True):
+        theirs.send(b"x")
+        readiness.join(ours.fileno(), select.EPOLLIN, tell)
+    await wait_all_tasks_blocked(0.01)
+    assert len(told) == 1
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
