@@ -296,9 +296,9 @@ async def _pass_on(answer: Answer, chunk: bytes, reply: Reply, relayed: Relayed)
     direct = reply.direct
     full = False
 
-    def take(part: bytes) -> bool:
+    def take(part: bytes, now: float) -> bool:
         nonlocal full
-        relayed.came(part, trio.current_time())
+        relayed.came(part, now)
         full = direct is not None and direct.put(part)
         return full
 

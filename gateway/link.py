@@ -47,10 +47,10 @@ class Link:
             except BlockingIOError:
                 continue
 
-    async def each(self, take: Callable[[bytes], bool], stall_timeout_s: float) -> None:
+    async def each(self, take: Callable[[bytes, float], bool], stall_timeout_s: float) -> None:
         """Give all that comes to `take`, as it comes and without a task's turn for each, until that says True.
 
-        `take` gets b"" for the end; it must not block, and what it raises is raised here. Raises Late when nothing has
+        `take` gets b"" for the end, and trio's time; it must not block, and what it raises is raised here. Raises Late when nothing has
         come for `stall_timeout_s`, and OSError. Cancellation loses nothing.
         """
         # a task that waits in a deep call for every chunk costs twice what is done with the chunk
@@ -68,10 +68,11 @@ class Link:
             if over:
                 return
             try:
-                if take(self.sock.recv(READ_BYTES)):
+                data, now = self.sock.recv(READ_BYTES), trio.current_time()
+                if take(data, now):
                     wake()
                 else:
-                    self._wait_until(trio.current_time() + stall_timeout_s)
+                    self._wait_until(now + stall_timeout_s)
             except BlockingIOError:
                 pass
             except BaseException as error:

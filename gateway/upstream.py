@@ -64,8 +64,8 @@ class Answer:
         parts.clear()
         return body
 
-    async def each(self, take: Callable[[bytes], bool]) -> None:
-        """Give what comes of the body to `take`, as it comes, until that says True or there is something else.
+    async def each(self, take: Callable[[bytes, float], bool]) -> None:
+        """Give what comes of the body to `take`, with trio's time, until that says True or there is something else.
 
         That is the end, a fault or a stall: `read` then says which. What `take` raises is raised here; it must not
         block.
@@ -73,13 +73,13 @@ class Answer:
         response = self.response
         parts = response.parts
 
-        def feed(data: bytes) -> bool:
+        def feed(data: bytes, now: float) -> bool:
             response.feed(data)
             stop = response.ended or response.fault is not None
             if parts:
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
                 parts.clear()
-                stop = take(body) or stop
+                stop = take(body, now) or stop
             return stop
 
         if parts or response.ended or response.fault is not None:

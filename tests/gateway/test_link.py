@@ -148,7 +148,7 @@ class Taking:
         self._enough = enough
         self.more = trio.Event()
 
-    def __call__(self, part: bytes) -> bool:
+    def __call__(self, part: bytes, now: float) -> bool:
         self.parts.append(part)
         self.more.set()
         return part in (self._enough, b"")
@@ -183,7 +183,7 @@ async def test_the_end_is_taken_too(watched: Pair) -> None:
 
 
 async def test_what_taking_raises_is_raised(watched: Pair) -> None:
-    def take(part: bytes) -> bool:
+    def take(part: bytes, now: float) -> bool:
         raise ZeroDivisionError
 
     watched.theirs.send(b"x")
