@@ -50,8 +50,8 @@ class Link:
     async def each(self, take: Callable[[bytes, float], bool], stall_timeout_s: float) -> None:
         """Give all that comes to `take`, as it comes and without a task's turn for each, until that says True.
 
-        `take` gets b"" for the end, and trio's time; it must not block, and what it raises is raised here. Raises Late when nothing has
-        come for `stall_timeout_s`, and OSError. Cancellation loses nothing.
+        `take` gets b"" for the end, and trio's time; it must not block, and what it raises is raised here. Raises Late
+        when nothing has come for `stall_timeout_s`, and OSError. Cancellation loses nothing.
         """
         # a task that waits in a deep call for every chunk costs twice what is done with the chunk
         task, fault = trio.lowlevel.current_task(), None
