@@ -11,8 +11,8 @@ page, a chunked body, Expect, Upgrade) the connection goes to Hypercorn: `asgi` 
 
 Both lanes bring a `body` and a reply to `front`, which decides who answers, and whether the key may. `exchange` waits
 in `admission` for a lease, has the worker asked by `upstream` (over a `link`, by what `asking` writes and `response`
-reads), relays, and tries another worker while nothing has been sent; `request` is what it is about. `patience` wakes
-those who wait too long. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
+reads), relays (`relayed` is what it has seen of the answer), and tries another worker while nothing has been sent; `request` is what it is about. `patience` wakes
+those who wait too long; `readiness` is one task's ear for many connections. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
 
 Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
 `database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.
@@ -26,7 +26,7 @@ it may take).
 
 What is told of a request: `phases` are noted while it runs, each try at a worker by `noted`; when it has ended `book`
 makes of them the `metrics` (kept in `tally`; its `labels` stay few, with `fleet_metrics` for workers and GPUs), its
-`access` line and, where asked for, its spans
+`access` line (its time written by `stamps`) and, where asked for, its spans
 (`tracing`, with `traceparent`). `ending` says whether a stream came to its end.
 
 `openapi` tells all of it to programs, at GET /openapi.json; a new route needs its row there, a test says which.

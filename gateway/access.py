@@ -8,12 +8,13 @@ microseconds, and nobody's pen may hold up the loop (docs/performance.md has bot
 """
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
 
 from gateway.phases import Phases, clean
+from gateway.stamps import utc_text
 
 PATH_CHARACTERS = 200
 MODEL_CHARACTERS = 120
@@ -69,10 +70,9 @@ def _ms(at: float | None, since: float) -> int | None:
     return None if at is None else round((at - since) * 1000)
 
 
-def json_line(fields: Fields, at: datetime) -> str:
-    """Return the line as the other lines of a JSON log are; `at` is the time of the clock on the wall."""
-    stamp = at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    line = {**fields, "event": "request", "logger": "access", "level": "info", "timestamp": stamp}
+def json_line(fields: Fields, at_s: float) -> str:
+    """Return the line as the other lines of a JSON log are; `at_s` is the clock on the wall, seconds since 1970."""
+    line = {**fields, "event": "request", "logger": "access", "level": "info", "timestamp": utc_text(at_s, 6)}
     return _encoder.encode(line).decode()
 
 
@@ -91,13 +91,11 @@ def _word(value: str | float) -> str:
 class AccessLog:
     """Gives each request that has ended its line, if it is to have one."""
 
-    def __init__(
-        self, write: Callable[[str], None], which: Which, *, console: bool, now: Callable[[], datetime]
-    ) -> None:
-        """`write` takes a line without its end and must not block; `now` is the clock on the wall."""
+    def __init__(self, write: Callable[[str], None], which: Which, *, console: bool, now: Callable[[], float]) -> None:
+        """`write` takes a line without its end and must not block; `now` is the clock on the wall (seconds since 1970)."""
         self._write = write
         self._which: Which = which
-        self._form = console_line if console else json_line
+        self._console = console
         self._now = now
 
     def wants(self, outcome: str) -> bool:
@@ -106,4 +104,6 @@ class AccessLog:
 
     def tell(self, fields: Fields) -> None:
         """Write a request's line."""
-        self._write(self._form(fields, self._now()))
+        now = self._now()
+        # people read their own clock
+        self._write(console_line(fields, datetime.fromtimestamp(now)) if self._console else json_line(fields, now))

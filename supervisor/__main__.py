@@ -35,6 +35,7 @@ from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
+from gateway.stamps import utc_text
 from gateway.upstream import Upstream
 from supervisor.background import log_path
 from supervisor.cgroup import find_delegated
@@ -242,8 +243,7 @@ def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | Non
     which: Which = ("errors" if console else "on") if settings.access_log == "auto" else settings.access_log
     if which == "off" or settings.log_level in ("warning", "error"):
         return None
-    now = datetime.now if console else partial(datetime.now, UTC)  # people read their own clock
-    return AccessLog(partial(writer.put, None), which, console=console, now=now)
+    return AccessLog(partial(writer.put, None), which, console=console, now=_wall_s)
 
 
 def _tracer(settings: Settings, stack: AsyncExitStack) -> Tracer | None:
@@ -271,8 +271,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD, *gc.get_threshold()[1:])
 
 
+def _wall_s() -> float:
+    return datetime.now(UTC).timestamp()
+
+
 def _now_utc() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc_text(_wall_s(), 3)
 
 
 def _models_here(settings: Settings, fleet: Fleet) -> set[str]:

@@ -48,7 +48,8 @@ class LineWriter(Generic[Place]):
             return
         self._count += 1
         self._waiting.setdefault(place, []).append(line)
-        self._some.set()
+        if self._count == 1:
+            self._some.set()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what comes. Cancellation writes what is there, for at most FLUSH_TIMEOUT_S, and leaves the rest."""

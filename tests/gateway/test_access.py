@@ -30,7 +30,7 @@ WHOLE = Phases(
 
 
 def test_a_line_says_what_happened_and_how_long_each_phase_took() -> None:
-    assert json.loads(json_line(told(WHOLE), AT)) == {
+    assert json.loads(json_line(told(WHOLE), AT.timestamp())) == {
         "request": "r1", "client": "127.0.0.1", "method": "POST", "path": "/api/chat", "model": "m", "status": 200,
         "outcome": "ok", "worker": "w1", "attempts": 1, "read_ms": 2, "queue_ms": 250, "first_byte_ms": 1500,
         "total_ms": 3000, "bytes_in": 30, "bytes_out": 4000, "prompt_tokens": 12, "answer_tokens": 80,
@@ -58,11 +58,11 @@ def test_nothing_of_a_clients_makes_a_second_line_or_moves_a_terminals_cursor(
     path: str, model: str, method: str, client: str
 ) -> None:
     fields = told(Phases(model=model), path=path, method=method, client=client)
-    for line in (json_line(fields, AT), console_line(fields, AT)):
+    for line in (json_line(fields, AT.timestamp()), console_line(fields, AT)):
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 2000
-    assert json.loads(json_line(fields, AT))["event"] == "request"
+    assert json.loads(json_line(fields, AT.timestamp()))["event"] == "request"
 
 
 def test_a_client_cannot_write_a_field_for_people_to_read() -> None:
@@ -91,7 +91,7 @@ def test_who_gets_a_line(which: Which, outcome: str, has_one: bool) -> None:
 @pytest.mark.parametrize(("console", "begin"), [(False, '{"request":"r1"'), (True, "10:00:00 [info")])
 def test_a_line_goes_where_it_is_told_to(console: bool, begin: str) -> None:
     lines: list[str] = []
-    log = AccessLog(lines.append, "errors", console=console, now=lambda: AT)
+    log = AccessLog(lines.append, "errors", console=console, now=AT.timestamp)
     assert (log.wants("ok"), log.wants("error")) == (False, True)
     log.tell(told(WHOLE))
     assert [line[: len(begin)] for line in lines] == [begin]
