@@ -11,8 +11,9 @@ page, a chunked body, Expect, Upgrade) the connection goes to Hypercorn: `asgi` 
 
 Both lanes bring a `body` and a reply to `front`, which decides who answers, and whether the key may. `exchange` waits
 in `admission` for a lease, has the worker asked by `upstream` (over a `link`, by what `asking` writes and `response`
-reads), relays (`relayed` is what it has seen of the answer), and tries another worker while nothing has been sent; `request` is what it is about. `patience` wakes
-those who wait too long; `readiness` is one task's ear for many connections. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
+reads), relays (`relayed` is what it has seen of the answer), and tries another worker while nothing has been sent;
+`request` is what it is about. `patience` wakes those who wait too long; `readiness` is one task's ear for many
+connections. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
 
 Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
 `database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.

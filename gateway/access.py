@@ -92,7 +92,7 @@ class AccessLog:
     """Gives each request that has ended its line, if it is to have one."""
 
     def __init__(self, write: Callable[[str], None], which: Which, *, console: bool, now: Callable[[], float]) -> None:
-        """`write` takes a line without its end and must not block; `now` is the clock on the wall (seconds since 1970)."""
+        """`write` takes a line without its end and must not block; `now`: seconds since 1970."""
         self._write = write
         self._which: Which = which
         self._console = console
