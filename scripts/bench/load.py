@@ -40,14 +40,16 @@ class Load:
 
     `urls`: where, connections in turn. `connections` at once, each kept and asking again when it has its answer, until
     `seconds` have passed (0: once each) since all have begun, which they do in the course of `spread_s`. `prompt` is
-    worker.py's; `{n}` in it becomes the number of the request. `settle_s`: what happens so soon after all have begun
-    is not counted, neither requests nor CPU. `pids`: whose CPU to count. `cut`: at the end, do not wait for answers
-    under way. `cpus`: where the load itself may run, anywhere if empty. `limit_s`: when it ends at the latest.
+    worker.py's; `{n}` in it becomes the number of the request. `asks`: instead of one `model` and `prompt`, those of
+    each request, over again if there are more. `settle_s`: what happens so soon after all have begun is not counted,
+    neither requests nor CPU. `pids`: whose CPU to count. `cut`: at the end, do not wait for answers under way.
+    `cpus`: where the load itself may run, anywhere if empty. `limit_s`: when it ends at the latest.
     """
 
     urls: tuple[str, ...]
     connections: int
-    prompt: str
+    prompt: str = ""
+    asks: tuple[tuple[str, str], ...] = ()
     stream: bool = False
     seconds: float = 0.0
     spread_s: float = 0.0
@@ -62,9 +64,10 @@ class Load:
 
     def request(self, number: int, host: str) -> bytes:
         """Return the request with this number, head and body."""
-        prompt = self.prompt.replace("{n}", str(number))
+        model, prompt = self.asks[(number - 1) % len(self.asks)] if self.asks else (self.model, self.prompt)
+        prompt = prompt.replace("{n}", str(number))
         asked = {"messages": [{"role": "user", "content": prompt}]} if "chat" in self.path else {"prompt": prompt}
-        body = json.dumps({"model": self.model, "stream": self.stream, **asked}).encode()
+        body = json.dumps({"model": model, "stream": self.stream, **asked}).encode()
         own = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return (f"POST {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{own}"
                 f"Content-Length: {len(body)}\r\n\r\n").encode() + body  # fmt: skip
@@ -381,6 +384,7 @@ def run_load(load: Load) -> Result:
 def read_load(fields: dict[str, Any]) -> Load:
     """Return the load that JSON describes."""
     tuples = {name: tuple(fields[name]) for name in ("urls", "pids", "cpus")}
+    tuples["asks"] = tuple((model, prompt) for model, prompt in fields["asks"])
     return Load(**(fields | tuples))
 
 

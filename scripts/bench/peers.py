@@ -143,10 +143,16 @@ def process(argv: Sequence[str], url_port: int, log: Path, path: str = "/api/ver
             running.wait()
 
 
+@dataclass(frozen=True)
 class Nginx:
-    """nginx `least_conn`, one worker process, not buffering, kept connections to the workers."""
+    """nginx `least_conn`, one worker process, not buffering, kept connections to the workers.
 
-    name = "nginx"
+    `bounded`: no worker gets more than its slots, the rest is refused; else it passes on all that come, as it does
+    where nobody says otherwise, and they wait in the workers. Open-source nginx has no queue of its own.
+    """
+
+    bounded: bool = True
+    name: str = "nginx"
 
     def _program(self) -> str:
         found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -160,11 +166,9 @@ class Nginx:
         return said.strip().rpartition(" ")[2].replace("/", " ")
 
     def config(self, port: int, workers: Sequence[int], slots: int, folder: Path) -> str:
-        """Return a configuration that gives each worker at most `slots` requests at once, and refuses the rest.
-
-        Open-source nginx has no queue before the workers.
-        """
-        servers = "\n".join(f"        server 127.0.0.1:{worker} max_conns={slots} max_fails=0;" for worker in workers)
+        """Return a configuration for workers of so many slots each."""
+        most = f" max_conns={slots}" if self.bounded else ""
+        servers = "\n".join(f"        server 127.0.0.1:{worker}{most} max_fails=0;" for worker in workers)
         user = "user root;" if os.geteuid() == 0 else ""  # else its worker process could not use our folder
         return NGINX.format(
             port=port, servers=servers, kept=max(64, slots * len(workers)), folder=folder, user=user,
