@@ -23,12 +23,20 @@ defaults
     timeout client 600s
     timeout server 600s
     timeout queue 600s
-frontend gateway
+{retry}frontend gateway
     bind 127.0.0.1:{port}
     default_backend workers
 backend workers
     balance leastconn
 {servers}
+"""
+# For workers that die: another one for a request that got no byte, and a look at each worker once a second.
+RETRY = """\
+    retries 3
+    option redispatch 1
+    retry-on conn-failure empty-response
+    option httpchk GET /api/version
+    default-server check inter 1s fall 1 rise 1
 """
 
 
@@ -36,11 +44,14 @@ class NotInstalled(Exception):
     """There is no HAProxy on this machine; the text says what to do."""
 
 
-def config(port: int, workers: Sequence[int], slots: int) -> str:
-    """Return a configuration that gives each worker at most `slots` requests at once and queues the rest."""
+def config(port: int, workers: Sequence[int], slots: int, *, retry: bool = False) -> str:
+    """Return a configuration that gives each worker at most `slots` requests at once and queues the rest.
+
+    `retry`: what a request that its worker gave no byte of is tried with another one, and dead workers are left out.
+    """
     servers = "\n".join(f"    server w{number} 127.0.0.1:{worker} maxconn {slots}"
                         for number, worker in enumerate(workers, start=1))  # fmt: skip
-    return CONFIG.format(port=port, servers=servers, most=most_connections())
+    return CONFIG.format(port=port, servers=servers, most=most_connections(), retry=RETRY if retry else "")
 
 
 def _program() -> str:
@@ -70,10 +81,12 @@ def haproxy(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iter
 
 
 @contextmanager
-def haproxy_process(port: int, workers: Sequence[int], slots: int, folder: Path) -> Iterator[int]:
-    """The same; yields its pid. Raises NotInstalled."""
+def haproxy_process(
+    port: int, workers: Sequence[int], slots: int, folder: Path, *, retry: bool = False
+) -> Iterator[int]:
+    """The same; yields its pid. `retry` as `config` has it. Raises NotInstalled."""
     file = folder / "haproxy.cfg"
-    file.write_text(config(port, workers, slots))
+    file.write_text(config(port, workers, slots, retry=retry))
     process = subprocess.Popen([_program(), "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -30,8 +30,6 @@ _REST_BYTES = 18
 _END_BYTES = 2048
 # Beyond its end a load waits so long for answers under way.
 _MOST_LATE_S = 20.0
-# A client whose connection broke connects anew after so long.
-_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,9 @@ class Load:
     `seconds` have passed (0: once each) since all have begun, which they do in the course of `spread_s`. `prompt` is
     worker.py's; `{n}` in it becomes the number of the request. `asks`: instead of one `model` and `prompt`, those of
     each request, over again if there are more. `settle_s`: what happens so soon after all have begun is not counted,
-    neither requests nor CPU. `pids`: whose CPU to count. `cut`: at the end, do not wait for answers under way.
-    `cpus`: where the load itself may run, anywhere if empty. `limit_s`: when it ends at the latest.
+    neither requests nor CPU. `again_s`: how soon a client whose request failed asks the next one. `pids`: whose CPU to
+    count. `cut`: at the end, do not wait for answers under way. `cpus`: where the load itself may run, anywhere if
+    empty. `limit_s`: when it ends at the latest.
     """
 
     urls: tuple[str, ...]
@@ -54,6 +53,7 @@ class Load:
     seconds: float = 0.0
     spread_s: float = 0.0
     settle_s: float = 0.0
+    again_s: float = 0.05
     model: str = "bench"
     path: str = "/api/generate"
     headers: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Result:
     `took_s`: each complete answer, `delay_s`: each chunk, from the worker's sending to here; those that came while it
     was counted. `first_byte_s`: each answer, from the asking to the first byte of its body, those before it too.
     `cpu_s`: CPU of the load's `pids`, `own_cpu_s` its own; `seconds`: how long was counted. `faults`: what went wrong,
-    in words, some of it; `failed`: how often.
+    in words, some of it; `failed`: how often; `broken`: how often of these when some of a good answer had come.
     """
 
     took_s: list[float]
@@ -92,6 +92,7 @@ class Result:
     seconds: float
     failed: int = 0
     faults: list[str] = field(default_factory=list)
+    broken: int = 0
 
     @property
     def requests(self) -> int:
@@ -205,7 +206,7 @@ class Run:
         self.took_s: list[float] = []
         self.first_byte_s: list[float] = []
         self.delay_s: list[float] = []
-        self.chunks = self.asked = self.failed = 0
+        self.chunks = self.asked = self.failed = self.broken = 0
         self.faults: list[str] = []
         self.active = 0
         self.todo: deque[_Connection] = deque()  # to be opened, in the order of time
@@ -234,7 +235,7 @@ class Run:
                 self._fault(f"{late} answers had not come when time was up", late)
         ended, used, own = time.monotonic(), cpu_of(load.pids) - cpu, time.process_time() - own
         return Result(self.took_s, self.first_byte_s, self.delay_s, self.chunks, used, own, ended - began, self.failed,
-                      self.faults)  # fmt: skip
+                      self.faults, self.broken)  # fmt: skip
 
     def _until(self, end_s: float) -> None:
         """Go on until then, or until nothing is left to do."""
@@ -324,10 +325,10 @@ class Run:
             self._answered(connection, reader, now_ns / 1e9)
 
     def _answered(self, connection: _Connection, reader: Reader, now: float) -> None:
-        if reader.status == 200 and reader.done:
-            self.took_s.append(now - connection.asked_s)
-        else:
-            self._fault(f"status {reader.status}" if reader.status != 200 else "an answer without its end")
+        if reader.status != 200 or not reader.done:
+            self._close(connection, f"status {reader.status}" if reader.status != 200 else "an answer without its end")
+            return
+        self.took_s.append(now - connection.asked_s)
         if self.load.seconds and not self.ending:
             self._ask(connection)
         else:
@@ -345,8 +346,10 @@ class Run:
     def _broken(self, connection: _Connection, fault: str) -> None:
         """Note it, and connect anew soon, as clients do."""
         self._fault(fault)
+        reader, connection.reader = connection.reader, None
+        self.broken += reader is not None and reader.status == 200 and reader.body
         if self.load.seconds and not self.ending:
-            connection.begins_s = time.monotonic() + _AGAIN_S
+            connection.begins_s = time.monotonic() + self.load.again_s
             self.todo.append(connection)
 
     def _fault(self, text: str, count: int = 1) -> None:

@@ -53,6 +53,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
+            {retry}
             proxy_read_timeout 600s;
         }}
     }}
@@ -149,9 +150,12 @@ class Nginx:
 
     `bounded`: no worker gets more than its slots, the rest is refused; else it passes on all that come, as it does
     where nobody says otherwise, and they wait in the workers. Open-source nginx has no queue of its own.
+    `retry`: set up for workers that die, as its manual has it: another one for a request that got no byte, and a
+    dead one is left out for a second.
     """
 
     bounded: bool = True
+    retry: bool = False
     name: str = "nginx"
 
     def _program(self) -> str:
@@ -168,10 +172,12 @@ class Nginx:
     def config(self, port: int, workers: Sequence[int], slots: int, folder: Path) -> str:
         """Return a configuration for workers of so many slots each."""
         most = f" max_conns={slots}" if self.bounded else ""
-        servers = "\n".join(f"        server 127.0.0.1:{worker}{most} max_fails=0;" for worker in workers)
+        fails = "max_fails=1 fail_timeout=1s" if self.retry else "max_fails=0"
+        servers = "\n".join(f"        server 127.0.0.1:{worker}{most} {fails};" for worker in workers)
+        retry = "proxy_next_upstream error timeout non_idempotent;" if self.retry else ""
         user = "user root;" if os.geteuid() == 0 else ""  # else its worker process could not use our folder
         return NGINX.format(
-            port=port, servers=servers, kept=max(64, slots * len(workers)), folder=folder, user=user,
+            port=port, servers=servers, retry=retry, kept=max(64, slots * len(workers)), folder=folder, user=user,
             files=_most_files(), connections=_most_files() - 64,
         )  # fmt: skip
 
@@ -186,10 +192,15 @@ class Nginx:
             yield Running(self.name, (f"http://127.0.0.1:{port}",), with_children(pid), tuple(workers))
 
 
+@dataclass(frozen=True)
 class HaProxy:
-    """HAProxy `leastconn`, one thread; requests beyond the workers' slots wait in it."""
+    """HAProxy `leastconn`, one thread; requests beyond the workers' slots wait in it.
 
-    name = "HAProxy"
+    `retry`: set up for workers that die, as its manual has it (haproxy.py).
+    """
+
+    retry: bool = False
+    name: str = "HAProxy"
 
     def version(self) -> str:
         """Return what it says it is. Raises NotInstalled."""
@@ -199,7 +210,7 @@ class HaProxy:
     def running(self, workers: Sequence[int], slots: int, folder: Path) -> Iterator[Running]:
         """Run it."""
         (port,) = free_ports(1, PORTS_FROM)
-        with haproxy_peer.haproxy_process(port, workers, slots, folder) as pid:
+        with haproxy_peer.haproxy_process(port, workers, slots, folder, retry=self.retry) as pid:
             yield Running(self.name, (f"http://127.0.0.1:{port}",), (pid,), tuple(workers))
 
 

@@ -38,10 +38,11 @@ class Stage:
 
 
 @contextmanager
-def stage(peers: Sequence[Peer], count: int, spec: Spec) -> Iterator[Stage]:
+def stage(peers: Sequence[Peer], count: int, spec: Spec, ports: Sequence[int] = ()) -> Iterator[Stage]:
     """Run the peers for the block, before `count` workers: those of Chimera if it is among them, else some of ours.
 
-    Of the others, one that does not start is left out. Raises RuntimeError when Chimera or a worker does not.
+    With `ports` they are before the workers there, which are the caller's. Of the others, one that does not start is
+    left out. Raises RuntimeError when Chimera or a worker does not.
     """
     with tempfile.TemporaryDirectory(prefix="chimera-bench-") as text, ExitStack() as stack:
         folder = Path(text)
@@ -53,6 +54,8 @@ def stage(peers: Sequence[Peer], count: int, spec: Spec) -> Iterator[Stage]:
             found[ours.name] = running
             ports = running.workers
             pids = [child.pid for child in psutil.Process(running.pids[0]).children()]
+        elif ports:
+            pids = []
         else:
             ports = tuple(free_ports(count, WORKER_PORTS_FROM))
             pids = [one.pid for one in stack.enter_context(workers(list(ports), spec))]

@@ -2,10 +2,12 @@
 
 import http.client
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("worker.py")
@@ -43,9 +45,7 @@ class Spec:
 @contextmanager
 def worker(port: int, spec: Spec, first_port: int | None = None) -> Iterator["subprocess.Popen[bytes]"]:
     """Run one worker for the block; it may have ended before that. Returns when it listens."""
-    environ = spec.environ(first_port or port)
-    environ |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": str(spec.slots), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen([str(PROGRAM), "serve"], env=environ, stdin=subprocess.DEVNULL)
+    process = _started(port, spec, first_port or port)
     try:
         wait_until(lambda: answers(port), process)
         yield process
@@ -59,6 +59,53 @@ def workers(ports: list[int], spec: Spec) -> Iterator[list["subprocess.Popen[byt
     """Run a worker on each port for the block."""
     with ExitStack() as stack:
         yield [stack.enter_context(worker(port, spec, ports[0])) for port in ports]
+
+
+def _started(port: int, spec: Spec, first_port: int) -> "subprocess.Popen[bytes]":
+    environ = spec.environ(first_port)
+    environ |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": str(spec.slots), "PATH": "/usr/bin:/bin"}
+    return subprocess.Popen([str(PROGRAM), "serve"], env=environ, stdin=subprocess.DEVNULL)
+
+
+class Loop:
+    """A worker in a loop that starts it again when it has ended, as `while true; do …; sleep 1; done` does."""
+
+    def __init__(self, port: int, spec: Spec, first_port: int, pause_s: float) -> None:
+        """Start it; returns at once. `pause_s`: between its end and the next start."""
+        self._args, self._pause_s = (port, spec, first_port), pause_s
+        self._over = threading.Event()
+        self.process = _started(*self._args)
+        self._thread = threading.Thread(target=self._run, name=f"worker on {port}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self.process.wait()
+            if self._over.wait(self._pause_s):
+                return
+            self.process = _started(*self._args)
+            if self._over.is_set():  # in this very moment
+                self.process.kill()
+
+    def end(self) -> None:
+        """End the worker and the loop."""
+        self._over.set()
+        self.process.kill()
+        self._thread.join()
+        self.process.wait()
+
+
+@contextmanager
+def loops(ports: list[int], spec: Spec, pause_s: float) -> Iterator[list[Loop]]:
+    """Run a worker on each port for the block, each in a loop. Returns when all listen."""
+    with ExitStack() as stack:
+        made: list[Loop] = []
+        for port in ports:
+            made.append(Loop(port, spec, ports[0], pause_s))
+            stack.callback(made[-1].end)
+        for port, one in zip(ports, made, strict=True):
+            wait_until(partial(answers, port), one.process)
+        yield made
 
 
 def answers(port: int, path: str = "/api/version") -> bool:
