@@ -26,6 +26,7 @@ MEASUREMENTS = {
     "saturation": "The highest rate of chunks that one core relays in time.",
     "makespan": "How long a batch takes: mixed lengths, unequal workers, two models with room for one.",
     "kills": "A worker is killed every ten seconds: requests lost, latency.",
+    "memory": "The proxy's memory: idle, per idle connection, per waiting request.",
     "decision": "A decision of Chimera's dispatcher: 256 workers, 10,000 waiting tickets.",
 }
 # The same, but its subcommand has options of its own.

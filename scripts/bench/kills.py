@@ -5,8 +5,8 @@ their answer: half of the slots are taken, so that three workers are enough. A c
 one after a second. A worker that starts has no model loaded, and a load takes 1.5 s.
 
 Chimera's own supervisor restarts its workers. Those of its peers stand in a loop, as a shell script's, that starts a
-worker again a second after its end (less than the three seconds of the systemd unit that Ollama comes with). HAProxy and
-nginx are set up for this as their manuals have it: checks, and another worker for a request that got no byte
+worker again a second after its end (less than the three seconds of the systemd unit that Ollama comes with). HAProxy
+and nginx are set up for this as their manuals have it: checks, and another worker for a request that got no byte
 (haproxy.py, peers.py). The plain proxy has nothing of the kind. Without a proxy a client has nobody else to turn to, so
 there is no `direct`.
 """
@@ -140,11 +140,13 @@ def measure(options: Options) -> Record:
         left_out += others.left_out
     rows = rows_of(rounds)
     for row in rows:
-        options.say(f"{row.side:14} {row.kills} kills: {row.answered} answered, lost {row.lost_unanswered} before a byte "
-                    f"and {row.lost_midway} midway; first byte {row.first_byte_p50_ms:.0f} ms (p99 "
-                    f"{row.first_byte_p99_ms:.0f}), answer {row.answer_p50_s:.2f} s (p99 {row.answer_p99_s:.2f})")  # fmt: skip
+        options.say(f"{row.side:14} {row.kills} kills: {row.answered} answered, lost {row.lost_unanswered} before a "
+                    f"byte and {row.lost_midway} midway; first byte {row.first_byte_p50_ms:.0f} ms (p99 "
+                    f"{row.first_byte_p99_ms:.0f}), answer {row.answer_p50_s:.2f} s (p99 {row.answer_p99_s:.2f})"
+                    )  # fmt: skip
     figures = {"rows": [asdict(row) for row in rows], "criteria": {}, "workers": WORKERS, "slots": SLOTS,
-               "clients": CLIENTS, "every_s": EVERY_S, "load_s": LOAD_S, "restart_pause_s": RESTART_PAUSE_S}  # fmt: skip
+               "clients": CLIENTS, "every_s": QUICK_EVERY_S if options.quick else EVERY_S, "load_s": LOAD_S,
+               "restart_pause_s": RESTART_PAUSE_S}  # fmt: skip
     return record("kills", options, sides, figures, left_out)
 
 

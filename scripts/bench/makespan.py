@@ -1,4 +1,4 @@
-"""How long a batch takes: from the first request to the last answer of many that are asked at once, as scripts ask them.
+"""How long a batch takes: from the first request to the last answer of many that are asked at once.
 
 Three scenes, each before four workers of four slots (Ollama's and Chimera's default), so that most of the batch waits:
 
@@ -16,10 +16,8 @@ are. Each side gets the same batches, another one in each round. nginx passes on
 then it waits in the workers.
 """
 
-import json
 import random
 import statistics
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -27,7 +25,7 @@ import httpx
 
 from scripts.bench.load import Result, quantile
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Chimera, Nginx, Peer, Running, installed, peers
+from scripts.bench.peers import Nginx, Peer, Running, installed, peers
 from scripts.bench.stage import Stage, ask, stage
 from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec
@@ -210,10 +208,9 @@ def forget(side: Running, models: Sequence[str]) -> None:
     """Have every worker unload all models, and Chimera notice it."""
     for port in side.workers:
         for model in models:
-            body = json.dumps({"model": model, "keep_alive": 0, "stream": False}).encode()
-            asked = urllib.request.Request(f"http://127.0.0.1:{port}/api/generate", body)
-            with urllib.request.urlopen(asked, timeout=10) as said:  # noqa: S310 - loopback
-                said.read()
+            asked = {"model": model, "keep_alive": 0, "stream": False}
+            url = f"http://127.0.0.1:{port}/api/generate"
+            httpx.post(url, json=asked, trust_env=False, timeout=10).raise_for_status()
     if side.name == "Chimera":
         wait_for(lambda: not _believed(side.url), FORGET_TIMEOUT_S)
 
@@ -226,8 +223,5 @@ def _believed(url: str) -> list[str]:
 
 def loads_of(ports: Sequence[int]) -> int:
     """Return how many models these workers have loaded since they started."""
-    total = 0
-    for port in ports:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/bench/loads", timeout=10) as said:  # noqa: S310 - loopback
-            total += int(json.load(said)["loads"])
-    return total
+    urls = [f"http://127.0.0.1:{port}/bench/loads" for port in ports]
+    return sum(int(httpx.get(url, trust_env=False, timeout=10).json()["loads"]) for url in urls)
