@@ -51,13 +51,18 @@ class Verdict:
     value: float | None
 
     @property
+    def word(self) -> str:
+        """The verdict alone."""
+        if self.value is None:
+            return "not measured"
+        return "holds" if self.criterion.holds(self.value) else "does not hold"
+
+    @property
     def text(self) -> str:
         """One line."""
         asked = self.criterion
-        if self.value is None:
-            return f"not measured   {asked.text}: {asked.bound}"
-        word = "holds" if asked.holds(self.value) else "does not hold"
-        return f"{word:14} {asked.text}: {self.value:,.4g}{asked.unit} ({asked.bound})"
+        found = f"{asked.bound}" if self.value is None else f"{self.value:,.4g}{asked.unit} ({asked.bound})"
+        return f"{self.word:14} {asked.text}: {found}"
 
 
 def verdicts(found: Mapping[str, float]) -> list[Verdict]:

@@ -21,10 +21,15 @@ class Machine:
     commit: str
     load_1_min: float
 
+    @property
+    def what(self) -> str:
+        """What two runs on the same machine and commit have in common, in one line."""
+        return (f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 2**30:.0f} GiB, Linux {self.kernel}, "
+                f"Python {self.python}, commit {self.commit}")  # fmt: skip
+
     def text(self) -> str:
         """Return it in one line."""
-        return (f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 2**30:.0f} GiB, Linux {self.kernel}, "
-                f"Python {self.python}, commit {self.commit}, load {self.load_1_min:.1f} at the start")  # fmt: skip
+        return f"{self.what}, load {self.load_1_min:.1f} at the start"
 
 
 def this_machine() -> Machine:

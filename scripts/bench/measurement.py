@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from scripts.bench.machine import Machine, this_machine
 from scripts.bench.peers import Peer
 
@@ -18,13 +20,15 @@ class Options:
     """How to measure.
 
     `rounds`: how often each side has its turn. `quick`: as short as it can be, to see that it works; its figures mean
-    nothing. `guests`: peers that are installed for the run only, "litellm", "herd". `say` tells how far it is.
+    nothing. `guests`: peers that are installed for the run only, "litellm", "herd". `say` tells how far it is. `machine`:
+    as it is before anything is measured, with no load of ours.
     """
 
     rounds: int = 5
     quick: bool = False
     guests: tuple[str, ...] = ()
     say: Callable[[str], None] = print
+    machine: Machine = field(default_factory=this_machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +61,21 @@ def record(name: str, options: Options, sides: Sequence[Peer], figures: dict[str
     words = ["python -m scripts.bench", name, f"--rounds {options.rounds}", *(["--quick"] if options.quick else []),
              *(f"--with {guest}" for guest in options.guests)]  # fmt: skip
     versions = {peer.name: peer.version() for peer in sides}
-    return Record(name, " ".join(words), this_machine(), versions, figures, tuple(left_out))
+    return Record(name, " ".join(words), options.machine, versions, figures, tuple(left_out))
 
 
 def save(made: Record, file: Path) -> None:
     """Write a record as JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(made), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(asdict(made), indent=1, ensure_ascii=False)
+    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def load(file: Path) -> Record:
-    """Read a record. Raises FileNotFoundError, ValueError."""
-    fields = json.loads(file.read_text())
-    machine = Machine(**fields.pop("machine"))
-    return Record(machine=machine, left_out=tuple(fields.pop("left_out")), **fields)
+    """Read a record. Raises FileNotFoundError, ValueError when it is none or of another form."""
+    try:
+        made = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), Record)
+        msgspec.convert(made.figures.get("criteria", {}), dict[str, float])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"it is no record of this version: {error}") from error
+    return made

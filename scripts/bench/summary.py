@@ -1,0 +1,98 @@
+"""The table of the project's README: one line for each thing measured, one column for each side. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from scripts.bench.markdown import NONE, number, table
+from scripts.bench.measurement import Record
+from scripts.bench.section import Row
+
+# Of those that are there, the first two are shown.
+PICTURES = {
+    "cost-chunk.svg": "CPU of the proxy per streamed chunk",
+    "makespan-two-models.svg": "Makespan of a batch for two models",
+    "conversations.svg": "Time to the first token of later turns",
+    "cost-request.svg": "CPU of the proxy per request",
+}
+_MOST_PICTURES = 2
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of the table: what, and what each side has; with HAProxy's, each as a ratio to that."""
+
+    what: str
+    unit: str
+    values: dict[str, float] = field(default_factory=dict)
+
+    def cell(self, side: str) -> str:
+        """Return what stands in a side's column."""
+        if side not in self.values:
+            return NONE
+        value = number(self.values[side])
+        theirs = self.values.get("HAProxy", 0.0)
+        text = f"{value} {self.unit}".strip()
+        return f"{text} ({number(self.values[side] / theirs)} ×)" if theirs and side != "HAProxy" else text
+
+
+def lines_of(records: Mapping[str, Record]) -> list[Line]:
+    """Return the table's lines, as far as it was measured."""
+    found: list[Line] = []
+    if "cost" in records:
+        rows = records["cost"].figures["rows"]
+        found.append(_line("CPU per streamed chunk, 64 streams", "µs", rows, "cpu_us", what="stream", size=64))
+        found.append(_line("CPU per request", "µs", rows, "cpu_us", what="unary"))
+    if "saturation" in records:
+        found.append(_line("chunks a second on one core, p99 delay under 10 ms", "",
+                           records["saturation"].figures["rows"], "chunks_per_s", streams=64))  # fmt: skip
+    if "makespan" in records:
+        for scene, text in (("mixed", "short and long answers"), ("unequal", "unequal workers"),
+                            ("two models", "two models, room for one")):  # fmt: skip
+            found.append(
+                _line(f"makespan: {text}", "s", records["makespan"].figures["rows"], "makespan_s", scene=scene)
+            )
+    if "conversations" in records:
+        sides = records["conversations"].figures["sides"]
+        rows = [{"side": side, **one} for side, one in sides.items()]
+        found.append(_line("first token of a conversation's later turns, real Ollama", "ms", rows, "median_ms"))
+    return [line for line in found if line.values]
+
+
+def _line(text: str, unit: str, rows: Iterable[Row], name: str, **where: object) -> Line:
+    some = [row for row in rows if all(row[key] == value for key, value in where.items())]
+    free = name == "cpu_us"  # direct has no proxy whose CPU there could be
+    return Line(text, unit, {row["side"]: float(row[name]) for row in some if not (free and row["side"] == "direct")})
+
+
+def summary(records: Sequence[Record], pictures: Iterable[str], folder: PurePath) -> str:
+    """Return the section: the table, pictures that there are in `folder`, and on what it was made."""
+    by = {record.name: record for record in records}
+    rows = lines_of(by)
+    if not rows:
+        return f"Nothing is measured yet: `make bench` does, and writes its report to {folder}/.\n"
+    sides = [side for side in _sides(rows) if side != "direct"]
+    lines = table(("", *sides), [[row.what, *(row.cell(side) for side in sides)] for row in rows])
+    there = [name for name in PICTURES if name in set(pictures)][:_MOST_PICTURES]
+    lines += ["", "In brackets: how many times HAProxy's. "
+              f"All figures, and what each peer is: [{folder}/README.md]({folder}/README.md)."]  # fmt: skip
+    lines += [text for name in there for text in ("", f"![{PICTURES[name]}]({folder}/{name})")]
+    lines += ["", *_made(records)]
+    return "\n".join(lines) + "\n"
+
+
+def _sides(rows: Sequence[Line]) -> list[str]:
+    found = list(dict.fromkeys(side for row in rows for side in row.values))
+    return [side for side in found if side != "Chimera"] + [side for side in found if side == "Chimera"]
+
+
+def _made(records: Sequence[Record]) -> list[str]:
+    """Return on what it was made: a line for each machine and commit that there is among the records."""
+    machines: dict[str, list[str]] = {}
+    for record in records:
+        machines.setdefault(record.machine.what, []).append(record.name)
+    versions = {f"{name} {text}" for record in records for name, text in record.versions.items()
+                if name not in ("direct", "Chimera")}  # fmt: skip
+    made = [f"`make bench` on {machine}" + (f" ({', '.join(names)})" if len(machines) > 1 else "")
+            for machine, names in machines.items()]  # fmt: skip
+    return ["; ".join(made) + (f"; {', '.join(sorted(versions))}" if versions else "") + "."]
