@@ -46,7 +46,7 @@ test-gpu: setup-dev ## On a machine with NVIDIA GPUs: pinning, NVML, Xids, quara
 soak: setup-dev ## 2,000 restarts in a row, then 64 idle workers: what they cost Chimera (ARGS="--help")
 	@$(BIN)/python scripts/soak.py $(ARGS)
 
-bench: setup-dev ## Chimera next to its peers (apt install haproxy nginx-light), in one run (ARGS="--help")
+bench: setup-dev ## Chimera next to its peers (apt install haproxy nginx-light), in docs/bench (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
 	@$(BIN)/python -m scripts.bench all $(ARGS)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from scripts.bench import conversations as talks_module
 from scripts.bench import haproxy as peer
+from scripts.bench import report
 from scripts.bench.conversations import Round, Sides, median_ms
 from scripts.bench.criteria import found_in, verdicts
 from scripts.bench.machine import ROOT
@@ -32,6 +33,7 @@ MEASUREMENTS = {
 # The same, but its subcommand has options of its own.
 _OWN_COMMAND = ("conversations",)
 FOLDER = ROOT / "docs" / "bench"
+QUICK_FOLDER = ROOT / "build" / "bench"  # not kept: figures of a quick run mean nothing
 # What a measurement ends with when something that it needs is not there or does not start.
 _NOT_MEASURED = (peer.NotInstalled, RuntimeError, AssertionError, OSError, httpx.HTTPError)
 
@@ -97,11 +99,13 @@ for _name, _text in MEASUREMENTS.items():
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each side.")
 @click.option("--quick", is_flag=True, help="As short as can be, to see that it works; figures mean nothing.")
 @click.option("--with", "guests", multiple=True, type=click.Choice(["litellm", "herd"]), help="Install it too.")
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), default=FOLDER, show_default=True,
-              help="Where the figures go, a JSON file for each measurement.")  # fmt: skip
-def everything(rounds: int, quick: bool, guests: tuple[str, ...], folder: Path) -> None:
-    """Every measurement, one after the other; then what holds. Exit status 1 when one could not be made."""
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path),
+              help="Where the figures go, a JSON file for each measurement, and the report. "
+                   "[default: docs/bench; with --quick build/bench]")  # fmt: skip
+def everything(rounds: int, quick: bool, guests: tuple[str, ...], folder: Path | None) -> None:
+    """Every measurement, one after the other; then the report, and what holds. Exit 1 when one could not be made."""
     console = Console()
+    folder = folder or (QUICK_FOLDER if quick else FOLDER)
     say = say_on(console)
     made: list[Record] = []
     broken: list[str] = []
@@ -113,11 +117,25 @@ def everything(rounds: int, quick: bool, guests: tuple[str, ...], folder: Path) 
         except _NOT_MEASURED as error:
             broken.append(name)
             say(f"{name} was not measured: {error}")
+    write_report(folder, say)
     say("\nWhat is to hold:")
     for verdict in verdicts(found_in(made)):
         say(verdict.text)
     if broken:
         raise click.ClickException(f"not measured: {', '.join(broken)}")
+
+
+@main.command("report")
+@click.option("--from", "folder", type=click.Path(file_okay=False, path_type=Path), default=FOLDER, show_default=True,
+              help="Where the records are, and the report goes.")  # fmt: skip
+def report_again(folder: Path) -> None:
+    """Tables and pictures of records that there are; of docs/bench, the table in README.md too."""
+    write_report(folder, say_on(Console()))
+
+
+def write_report(folder: Path, say: "_Say") -> None:
+    """Write the report into a folder, and the project's own README if it is the folder that this one shows."""
+    report.write(folder, ROOT / "README.md" if folder.resolve() == FOLDER else None, say)
 
 
 @main.command()

@@ -100,7 +100,7 @@ def bars(words: Words, rows: Sequence[Bar], strong: str = "Chimera") -> str:
 
 def lines(words: Words, x: Axis, y: Axis, series: Sequence[Series], limit: Limit | None = None) -> str:
     """Return a picture with a line for each series, and its name beside where it ends."""
-    shown = [point for one in series for point in _finite(one, y.most)]
+    shown = [point for one in series for point in (*_finite(one, y.most), *_dots(one, y.most))]
     if not shown:
         picture, top = _begun(words, 30)
         picture.text(_EDGE, top + 15, "no figures", kind="soft")
@@ -158,7 +158,7 @@ def _share(value: float, ticks: Sequence[float]) -> float:
 
 
 def _axes(picture: Picture, plot: _Plot, x: Axis, y: Axis) -> None:
-    picture.text(_EDGE, plot.top - 12, y.title, kind="soft", size=_SMALL_SIZE)
+    picture.text(_EDGE, plot.top - 12, f"{y.title} (logarithmic)", kind="soft", size=_SMALL_SIZE)
     for tick in plot.y_ticks:
         picture.line(plot.left, plot.y(tick), plot.right, plot.y(tick))
         picture.text(plot.left - 6, plot.y(tick) + 4, _tick(tick), anchor="end", kind="soft", size=_SMALL_SIZE)
@@ -175,9 +175,8 @@ def _series(picture: Picture, plot: _Plot, series: Sequence[Series], most: float
     ends: list[tuple[float, Series]] = []
     for one in series:
         points = [(plot.x(x), plot.y(min(y, most))) for x, y in _finite(one, most)]
-        for x, y in one.dots:
-            if math.isfinite(y) and 0 < y <= most:
-                picture.dot(plot.x(x), plot.y(y), colour(one.name), radius=1.8)
+        for x, y in _dots(one, most):
+            picture.dot(plot.x(x), plot.y(y), colour(one.name), radius=1.8)
         if points:
             picture.path(points, colour(one.name), thick=3.0 if one.name == "Chimera" else 2.0)
             if not one.dots:
@@ -231,6 +230,10 @@ def _finite(one: Series, most: float) -> list[tuple[float, float]]:
         if y > most:
             break
     return found
+
+
+def _dots(one: Series, most: float) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in one.dots if math.isfinite(y) and 0 < y <= most]
 
 
 def _begun(words: Words, height: float) -> tuple[Picture, float]:

@@ -6,6 +6,7 @@ Each measurement's record has what it knows of them in `figures["criteria"]`, by
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from scripts.bench.markdown import number
 from scripts.bench.measurement import Record
 
 
@@ -61,7 +62,7 @@ class Verdict:
     def text(self) -> str:
         """One line."""
         asked = self.criterion
-        found = f"{asked.bound}" if self.value is None else f"{self.value:,.4g}{asked.unit} ({asked.bound})"
+        found = f"{asked.bound}" if self.value is None else f"{number(self.value)}{asked.unit} ({asked.bound})"
         return f"{self.word:14} {asked.text}: {found}"
 
 

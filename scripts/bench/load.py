@@ -246,7 +246,8 @@ class Run:
                 return
             while todo and todo[0].begins_s <= now:
                 self._open(todo.popleft())
-            for key, mask in select(max(0.0, min(end_s, todo[0].begins_s if todo else end_s) - now)):
+            next_s = todo[0].begins_s if todo else end_s if self.active else now  # now: none could be opened
+            for key, mask in select(max(0.0, min(end_s, next_s) - now)):
                 ready(key.data, mask)
 
     def _forget(self) -> None:

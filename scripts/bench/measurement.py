@@ -20,8 +20,8 @@ class Options:
     """How to measure.
 
     `rounds`: how often each side has its turn. `quick`: as short as it can be, to see that it works; its figures mean
-    nothing. `guests`: peers that are installed for the run only, "litellm", "herd". `say` tells how far it is. `machine`:
-    as it is before anything is measured, with no load of ours.
+    nothing. `guests`: peers that are installed for the run only, "litellm", "herd". `say` tells how far it is.
+    `machine`: as it is before anything is measured, without our load.
     """
 
     rounds: int = 5

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from scripts.bench.charts import Axis, Bar, Limit, Series, Words, bars, lines
 from scripts.bench.markdown import NONE, number, table, times
 from scripts.bench.measurement import Record
-from scripts.bench.section import Row, Section, bar_note, cpu_us, faults_of, made_with, sides_of
+from scripts.bench.section import Row, Section, bar_note, cpu_us, faults_of, lost, made_with, sides_of
 
 # Streams at once of the picture and of the criterion.
 STREAMS = 64
 # Beyond this no delay is shown: it has long been too much.
 _MOST_SHOWN_MS = 100.0
+_LEFT_OUT = "Where requests failed there is no point."
 # Rates that are nearer to each other than this are one point of a line.
 _BIN = 1.3
 
@@ -27,14 +28,10 @@ def cost(made: Record) -> Section:
         if some:
             section.show(file, _cost_bars(made, what, some), f"CPU of the proxy per {what}")
     if streams:
-        series = [
-            Series(side, tuple((float(row["size"]), cpu_us(row)) for row in streams if row["side"] == side))
-            for side in sides_of(streams)
-            if side != "direct"
-        ]
+        series = _series([row for row in streams if row["side"] != "direct"])
         words = Words(
             "CPU of the proxy per streamed chunk, by streams at once",
-            f"{made.figures['rate']:g} chunks a second each. Less is better.", made_with(made),
+            f"{made.figures['rate']:g} chunks a second each. Less is better. {_LEFT_OUT}", made_with(made),
         )  # fmt: skip
         picture = lines(words, Axis("streams at once", "steps"), Axis("µs a chunk"), series)
         section.show("cost-streams.svg", picture, "CPU per chunk against the number of streams")
@@ -61,7 +58,8 @@ def _cost_bars(made: Record, what: str, rows: Sequence[Row]) -> str:
                   f"µs; {at_once}, {through}. Less is better.", made_with(made))  # fmt: skip
     shown = [row for row in rows if row["side"] != "direct"]
     return bars(
-        words, [Bar(row["side"], cpu_us(row), bar_note(cpu_us(row), "µs", row["times_haproxy"])) for row in shown]
+        words,
+        [Bar(row["side"], cpu_us(row), bar_note(cpu_us(row), "µs", row["times_haproxy"]) + lost(row)) for row in shown],
     )
 
 
@@ -85,23 +83,32 @@ def growth(made: Record) -> Section:
         some = [row for row in rows if row["what"] == what]
         if not some:
             continue
-        sides = sides_of(some)
-        by = {(row["size"], row["side"]): row for row in some}
-        sizes = list(dict.fromkeys(row["size"] for row in some))
-        series = [
-            Series(side, tuple((float(n), cpu_us(by[n, side])) for n in sizes if (n, side) in by)) for side in sides
-        ]
-        words = Words(title, f"µs of the proxy's CPU a {unit}. Less is better.", made_with(made))
-        picture = lines(words, Axis(x_title, "steps"), Axis(f"µs a {unit}"), series)
+        words = Words(title, f"µs of the proxy's CPU a {unit}. Less is better. {_LEFT_OUT}", made_with(made))
+        picture = lines(words, Axis(x_title, "steps"), Axis(f"µs a {unit}"), _series(some))
         section.show(file, picture, title)
-        heads = (x_title, *(f"{side}, µs" for side in sides), "Chimera in HAProxy's")
-        section.say(*table(heads, [
-            [f"{n:,}", *(number(cpu_us(by[n, side])) if (n, side) in by else NONE for side in sides),
-             times(by[n, "Chimera"]["times_haproxy"]) if (n, "Chimera") in by else NONE]
-            for n in sizes
-        ]))  # fmt: skip
+        section.say(*_by_size(x_title, some))
     faults_of(section, rows)
     return section
+
+
+def _series(rows: Sequence[Row]) -> list[Series]:
+    """Return a line of CPU by size for each side, without what requests failed in."""
+    good = [row for row in rows if not row["failed"]]
+    return [
+        Series(side, tuple((float(row["size"]), cpu_us(row)) for row in good if row["side"] == side))
+        for side in sides_of(rows)
+    ]
+
+
+def _by_size(head: str, rows: Sequence[Row]) -> list[str]:
+    """Return a table with a line for each size, and a column for each side."""
+    sides = sides_of(rows)
+    cells: list[list[str]] = []
+    for size in dict.fromkeys(row["size"] for row in rows):
+        by = {row["side"]: row for row in rows if row["size"] == size}
+        cpu = [f"{number(cpu_us(by[side]))}{lost(by[side], ' (', ')')}" if side in by else NONE for side in sides]
+        cells.append([f"{size:,}", *cpu, times(by["Chimera"]["times_haproxy"] if "Chimera" in by else None)])
+    return table((head, *(f"{side}, µs" for side in sides), "Chimera in HAProxy's"), cells)
 
 
 def saturation(made: Record) -> Section:

@@ -125,7 +125,9 @@ def write(folder: Path, readme: Path | None, say: Callable[[str], None]) -> None
     if readme is not None:
         there = {name for section in made.values() for name in section.pictures}
         try:
-            text = between(readme.read_text(encoding="utf-8"), summary(shown, there, folder.relative_to(readme.parent)))
+            text = between(
+                readme.read_text(encoding="utf-8"), summary(shown, there, folder.resolve().relative_to(readme.parent))
+            )
         except (OSError, ValueError) as error:
             say(f"{readme} is as it was: {error}")
         else:

@@ -32,9 +32,14 @@ class Section:
         self.say(f"![{alt}]({file})")
 
 
+def version_of(name: str, text: str) -> str:
+    """Return a peer and its version; some say their names themselves."""
+    return text if text.startswith(name) else f"{name}: {text}" if "," in text else f"{name} {text}"
+
+
 def made_with(made: Record) -> tuple[str, ...]:
     """Return what stands at the foot of each picture and table: the command, the versions, the machine."""
-    versions = ", ".join(f"{name} {text}" for name, text in made.versions.items() if name != "direct")
+    versions = ", ".join(version_of(name, text) for name, text in made.versions.items() if name != "direct")
     return (made.command, versions, made.machine.text())
 
 
@@ -70,12 +75,12 @@ def cpu_us(row: Row) -> float:
 
 def bar_note(value: float, unit: str, ratio: float | None) -> str:
     """Return what is written at a bar: the value, and how many times HAProxy's that is."""
-    return f"{number(value)} {unit}" + (f"   {number(ratio)} × HAProxy's" if ratio is not None else "")
+    return f"{number(value)} {unit}" + (f" · {number(ratio)} × HAProxy's" if ratio is not None else "")
 
 
-def lost(row: Row) -> str:
-    """Return what a bar says of requests that failed, if any did."""
-    return f"   {row['failed']} failed" if row["failed"] else ""
+def lost(row: Row, before: str = " · ", after: str = "") -> str:
+    """Return what is said, beside a figure, of requests that failed, if any did."""
+    return f"{before}{row['failed']:,} failed{after}" if row["failed"] else ""
 
 
 def faults_of(section: Section, rows: Sequence[Row], by: str = "what") -> None:
@@ -83,4 +88,4 @@ def faults_of(section: Section, rows: Sequence[Row], by: str = "what") -> None:
     for row in rows:
         if row["failed"]:
             where = f"{row[by]} {row.get('size', '')}".strip()
-            section.say(f"{row['side']}, {where}: {row['failed']} failed: {'; '.join(row['faults'])}")
+            section.say(f"{row['side']}, {where}: {row['failed']:,} failed: {'; '.join(row['faults'])}")

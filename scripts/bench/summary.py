@@ -20,20 +20,24 @@ _MOST_PICTURES = 2
 
 @dataclass(slots=True)
 class Line:
-    """One line of the table: what, and what each side has; with HAProxy's, each as a ratio to that."""
+    """One line of the table: what, and what each side has; with HAProxy's, each as a ratio to that.
+
+    `failed`: how many requests of a side were not answered, if any were not.
+    """
 
     what: str
     unit: str
     values: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
 
     def cell(self, side: str) -> str:
         """Return what stands in a side's column."""
         if side not in self.values:
             return NONE
-        value = number(self.values[side])
-        theirs = self.values.get("HAProxy", 0.0)
-        text = f"{value} {self.unit}".strip()
-        return f"{text} ({number(self.values[side] / theirs)} ×)" if theirs and side != "HAProxy" else text
+        value, theirs = self.values[side], self.values.get("HAProxy", 0.0)
+        ratio = f" ({number(value / theirs)} ×)" if theirs and side != "HAProxy" else ""
+        failed = f", {self.failed[side]:,} failed" if self.failed.get(side) else ""
+        return f"{number(value)} {self.unit}".rstrip() + ratio + failed
 
 
 def lines_of(records: Mapping[str, Record]) -> list[Line]:
@@ -61,8 +65,10 @@ def lines_of(records: Mapping[str, Record]) -> list[Line]:
 
 def _line(text: str, unit: str, rows: Iterable[Row], name: str, **where: object) -> Line:
     some = [row for row in rows if all(row[key] == value for key, value in where.items())]
-    free = name == "cpu_us"  # direct has no proxy whose CPU there could be
-    return Line(text, unit, {row["side"]: float(row[name]) for row in some if not (free and row["side"] == "direct")})
+    if name == "cpu_us":  # there is no proxy whose CPU that could be
+        some = [row for row in some if row["side"] != "direct"]
+    return Line(text, unit, {row["side"]: float(row[name]) for row in some},
+                {row["side"]: int(row.get("failed", 0)) for row in some})  # fmt: skip
 
 
 def summary(records: Sequence[Record], pictures: Iterable[str], folder: PurePath) -> str:
