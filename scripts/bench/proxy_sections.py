@@ -4,15 +4,18 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scripts.bench.charts import Axis, Bar, Limit, Series, Words, bars, lines
+from scripts.bench.charts import Bar, Words, bars
 from scripts.bench.markdown import NONE, number, table, times
 from scripts.bench.measurement import Record
+from scripts.bench.plot import Axis, Limit, Series, lines
 from scripts.bench.section import Row, Section, bar_note, cpu_us, faults_of, lost, made_with, sides_of
 
 # Streams at once of the picture and of the criterion.
 STREAMS = 64
 # Beyond this no delay is shown: it has long been too much.
 _MOST_SHOWN_MS = 100.0
+# Nor any rate below this: those that fail here have failed.
+_LEAST_RATE = 1_000.0
 _LEFT_OUT = "Where requests failed there is no point."
 # Rates that are nearer to each other than this are one point of a line.
 _BIN = 1.3
@@ -120,8 +123,10 @@ def saturation(made: Record) -> Section:
         some = [row for row in rows if row["streams"] == streams]
         words = Words(f"Delay of chunks, p99, by rate: {streams} streams",
                       f"From the worker's sending to the client, the proxy on one core; {limit:g} ms is the limit. "
-                      "What direct has is the measurement's own.", made_with(made))  # fmt: skip
-        series = [Series(row["side"], middles(row["steps"]), _dots(row["steps"])) for row in some]
+                      "What direct has is the measurement's own. At the names: the highest rate in time.",
+                      made_with(made))  # fmt: skip
+        series = [Series(row["side"], middles(row["steps"]), _dots(row["steps"]), f"{number(row['chunks_per_s'])} / s")
+                  for row in some]  # fmt: skip
         picture = lines(words, Axis("chunks a second that are sent"), Axis("ms, p99", most=_MOST_SHOWN_MS), series,
                         Limit(limit, f"{limit:g} ms"))  # fmt: skip
         section.show(f"saturation-{streams}.svg", picture, f"Delay p99 against rate, {streams} streams")
@@ -148,4 +153,4 @@ def middles(steps: Sequence[Row]) -> tuple[tuple[float, float], ...]:
 
 def _dots(steps: Sequence[Row]) -> tuple[tuple[float, float], ...]:
     found = ((float(step["asked_per_s"]), float(step["delay_p99_ms"])) for step in steps)
-    return tuple((rate, delay) for rate, delay in found if math.isfinite(delay))
+    return tuple((rate, delay) for rate, delay in found if math.isfinite(delay) and rate >= _LEAST_RATE)

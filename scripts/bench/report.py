@@ -24,6 +24,8 @@ SECTIONS: dict[str, Callable[[Record], Section]] = {
     "conversations": conversations,
     "decision": decision,
 }
+# What figures of another form end in.
+_OTHER_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 HEAD = """\
 # Chimera next to its peers
@@ -65,7 +67,7 @@ def sections(found: Found) -> dict[str, Section]:
         if name in found.records:
             try:
                 made[name] = section = SECTIONS.get(name, other)(found.records[name])
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            except _OTHER_FORM as error:
                 found.faults[name] = f"not shown: the figures in `{name}.json` have another form: {error!r}"
             else:
                 section.say(*_made(found.records[name]))
@@ -128,7 +130,7 @@ def write(folder: Path, readme: Path | None, say: Callable[[str], None]) -> None
             text = between(
                 readme.read_text(encoding="utf-8"), summary(shown, there, folder.resolve().relative_to(readme.parent))
             )
-        except (OSError, ValueError) as error:
+        except (OSError, *_OTHER_FORM) as error:
             say(f"{readme} is as it was: {error}")
         else:
             readme.write_text(text, encoding="utf-8")

@@ -130,7 +130,7 @@ def test_an_install_that_never_ends_is_a_line(cache: Path, monkeypatch: pytest.M
         raise subprocess.TimeoutExpired(argv, timeout)
 
     monkeypatch.setattr("subprocess.run", hangs)
-    assert guests.guests(["herd"], str)[1] == [f"Ollama Herd is left out: pip install {HERD} took more than 900 s"]
+    assert guests.guests(["herd"], print)[1] == [f"Ollama Herd is left out: pip install {HERD} took more than 900 s"]
 
 
 def installed(cache: Path, folder: str, name: str) -> None:
@@ -148,7 +148,7 @@ def test_what_is_installed_is_not_installed_again(cache: Path, monkeypatch: pyte
     monkeypatch.setattr("subprocess.run", run)
     installed(cache, "litellm", "litellm")
     for _ in range(2):
-        assert [peer.name for peer in guests.guests(["litellm"], str)[0]] == ["LiteLLM"]
+        assert [peer.name for peer in guests.guests(["litellm"], print)[0]] == ["LiteLLM"]
     assert [argv[:3] for argv in ran] == [
         [sys.executable, "-m", "venv"], [str(cache / "litellm" / "bin" / "python"), "-m", "pip"],
     ]  # fmt: skip
