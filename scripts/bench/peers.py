@@ -259,7 +259,7 @@ class Chimera:
             "API_KEYS_REQUIRED": "true", "ACCESS_LOG": "on", "QUEUE_SIZE": "20000", "QUEUE_TIMEOUT_S": "600",
             "MAX_CONNECTIONS": "20000",
         }  # fmt: skip
-        with chimera(folder / "chimera", **settings) as made:
+        with chimera(folder / self.name, **settings) as made:
             first = made.primary_port + 1
             own = self.spec.environ(first)
             made.env |= own | dict(self.settings)
