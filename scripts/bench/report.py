@@ -3,14 +3,18 @@
 What cannot be shown, since a record is missing or of another form, is a line that says so.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from scripts.bench.criteria import found_in, verdicts
-from scripts.bench.fleet_sections import conversations, decision, makespan
+from scripts.bench.fleet_sections import conversations, decision, kills, makespan, memory
+from scripts.bench.guests import Herd, LiteLlm
 from scripts.bench.markdown import NONE, number, table
 from scripts.bench.measurement import Record, load
+from scripts.bench.peers import Chimera, Direct, HaProxy, Nginx, Plain
 from scripts.bench.proxy_sections import cost, growth, saturation
 from scripts.bench.section import Section, made_with, other
 from scripts.bench.summary import summary
@@ -22,6 +26,8 @@ SECTIONS: dict[str, Callable[[Record], Section]] = {
     "saturation": saturation,
     "makespan": makespan,
     "conversations": conversations,
+    "kills": kills,
+    "memory": memory,
     "decision": decision,
 }
 # What figures of another form end in.
@@ -32,8 +38,7 @@ HEAD = """\
 
 Written by `make bench` (or, from the records beside it, by `python -m scripts.bench report`); not by hand. All sides of
 a measurement run in one run on one machine, and take turns; figures are medians of the rounds, and ratios are taken
-within each round. Timing on a machine with other work is noise: what counts are the ratios. `direct` is no proxy at
-all. Chimera has everything on: API keys, metrics, affinity, watchdogs, an access log.
+within each round. Timing on a machine with other work is noise: what counts are the ratios.
 """
 
 
@@ -70,10 +75,24 @@ def sections(found: Found) -> dict[str, Section]:
             except _OTHER_FORM as error:
                 found.faults[name] = f"not shown: the figures in `{name}.json` have another form: {error!r}"
             else:
+                section.text[:0] = [*about(name), ""]
                 section.say(*_made(found.records[name]))
         if name in found.faults:
             section.say(f"{name}: {found.faults[name]}.")
     return made
+
+
+def about(name: str) -> list[str]:
+    """Return what a measurement does, in the words of its module."""
+    if name not in SECTIONS:
+        return []
+    return inspect.cleandoc(import_module(f"scripts.bench.{name}").__doc__ or "").splitlines()
+
+
+def sides() -> list[str]:
+    """Return a line about each peer that there may be, the first of its class's words."""
+    known = (Direct, Nginx, HaProxy, Plain, LiteLlm, Herd, Chimera)
+    return [f"- **{peer.name}**: {inspect.cleandoc(peer.__doc__ or '').splitlines()[0]}" for peer in known]
 
 
 def _made(record: Record) -> list[str]:
@@ -89,7 +108,7 @@ def page(made: dict[str, Section], records: Sequence[Record]) -> str:
     lines = [HEAD]
     if any("--quick" in record.command for record in records):
         lines += ["**Some of it is from a quick run (`--quick`), whose figures mean nothing.**", ""]
-    lines += ["## What is to hold", ""]
+    lines += [*sides(), "", "## What is to hold", ""]
     lines += table(("criterion", "asked", "found", ""), [
         [one.criterion.text, one.criterion.bound,
          NONE if one.value is None else f"{number(one.value)}{one.criterion.unit}", one.word]

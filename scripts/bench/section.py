@@ -89,3 +89,9 @@ def faults_of(section: Section, rows: Sequence[Row], by: str = "what") -> None:
         if row["failed"]:
             where = f"{row[by]} {row.get('size', '')}".strip()
             section.say(f"{row['side']}, {where}: {row['failed']:,} failed: {'; '.join(row['faults'])}")
+
+
+def lost_share(row: Row) -> float:
+    """Return which part of the requests was lost while workers were killed."""
+    lost = int(row["lost_unanswered"]) + int(row["lost_midway"])
+    return lost / max(1, lost + int(row["answered"]))

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from scripts.bench.markdown import NONE, number, table
 from scripts.bench.measurement import Record
-from scripts.bench.section import Row
+from scripts.bench.section import Row, lost_share, version_of
 
 # Of those that are there, the first two are shown.
 PICTURES = {
@@ -60,6 +60,16 @@ def lines_of(records: Mapping[str, Record]) -> list[Line]:
         sides = records["conversations"].figures["sides"]
         rows = [{"side": side, **one} for side, one in sides.items()]
         found.append(_line("first token of a conversation's later turns, real Ollama", "ms", rows, "median_ms"))
+    if "kills" in records:
+        figures = records["kills"].figures
+        rows = [{"side": row["side"], "lost": 1000 * lost_share(row)} for row in figures["rows"]]
+        text = f"requests lost of 1,000, a worker killed every {figures['every_s']:g} s"
+        found.append(_line(text, "", rows, "lost"))
+    if "memory" in records:
+        rows = [row | {"kib": float(row["bytes_each"]) / 1024} for row in records["memory"].figures["rows"]]
+        found.append(_line("memory of an idle connection", "KiB", rows, "kib", what="idle connection"))
+        found.append(_line("memory of a waiting request of 1 KiB", "KiB", rows, "kib", what="waiting request",
+                           body_bytes=1024))  # fmt: skip
     return [line for line in found if line.values]
 
 
@@ -97,8 +107,8 @@ def _made(records: Sequence[Record]) -> list[str]:
     machines: dict[str, list[str]] = {}
     for record in records:
         machines.setdefault(record.machine.what, []).append(record.name)
-    versions = {f"{name} {text}" for record in records for name, text in record.versions.items()
+    versions = {version_of(name, text) for record in records for name, text in record.versions.items()
                 if name not in ("direct", "Chimera")}  # fmt: skip
     made = [f"`make bench` on {machine}" + (f" ({', '.join(names)})" if len(machines) > 1 else "")
             for machine, names in machines.items()]  # fmt: skip
-    return ["; ".join(made) + (f"; {', '.join(sorted(versions))}" if versions else "") + "."]
+    return ["; ".join(made) + (f"; {', '.join(sorted(versions, key=str.lower))}" if versions else "") + "."]

@@ -61,6 +61,18 @@ def all_records() -> dict[str, Record]:
          "answer_p50_s": 2.0, "loads": 4.0, "failed": 0, "rounds_makespan_s": [5.0 + number], "faults": []}
         for scene in ("mixed", "unequal", "two models") for number, side in enumerate(SIDES)
     ]  # fmt: skip
+    killed = [
+        {"side": side, "kills": 12, "answered": 995, "lost_unanswered": number, "lost_midway": 5 - number,
+         "first_byte_p50_ms": 101.0, "first_byte_p99_ms": 1234.0, "answer_p50_s": 2.0, "answer_p99_s": 4.5,
+         "rounds_lost": [5], "faults": ["closed in the middle of an answer"] if number else []}
+        for number, side in enumerate(SIDES[1:])
+    ]  # fmt: skip
+    held = [
+        {"what": what, "body_bytes": size, "side": side, "held": 1000, "rounds_bytes_each": [2048.0],
+         "bytes_each": 2048.0 * (1000 if what == "idle" else 1 + number)}
+        for what, size in (("idle", 0), ("idle connection", 0), ("waiting request", 1024), ("waiting request", 65536))
+        for number, side in enumerate(SIDES[1:])
+    ]  # fmt: skip
     talks = {
         side: {"median_ms": median, "longest_ms": median * 3, "rounds_s": [9.5], "rounds_median_ms": [median]}
         for side, median in (("HAProxy", 2874.0), ("Chimera", 410.0))
@@ -76,6 +88,9 @@ def all_records() -> dict[str, Record]:
         "conversations": a_record("conversations", {
             "sides": talks, "model": "tiny", "workers": 2, "slots": 2, "talks": 4, "turns": 5, "words": 250,
             "criteria": {"turns_times_sooner": 7.01}}),
+        "kills": a_record("kills", {"rows": killed, "criteria": {}, "workers": 4, "slots": 4, "clients": 8,
+                                    "every_s": 10.0, "load_s": 1.5, "restart_pause_s": 1.0}),
+        "memory": a_record("memory", {"rows": held, "criteria": {}, "count": 1000, "memory": "PSS"}),
         "decision": a_record("decision", {"decision_us": 22.4, "rounds_us": [22.4, 21.0], "workers": 256,
                                           "waiting": 10_000, "criteria": {"decision_us": 22.4}}),
     }  # fmt: skip

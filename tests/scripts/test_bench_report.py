@@ -71,7 +71,8 @@ def test_the_page_has_every_measurement_and_every_criterion(folder: Path) -> Non
     assert heads == [
         "What is to hold", "Cost: CPU per request and per chunk", "How the cost grows",
         "Saturation: chunks a second on one core", "Makespan: how long a batch takes",
-        "Conversations: the first token of later turns", "A decision of the dispatcher",
+        "Conversations: the first token of later turns", "Workers that die: what is lost", "Memory of the proxy",
+        "A decision of the dispatcher",
     ]  # fmt: skip
     assert "| CPU per streamed chunk, 64 streams, in HAProxy's | at most 3 times | 2.50 times | holds |" in page
     assert "| chunks a second on one core, p99 delay under 10 ms | at least 12,000 | 3,000 | does not hold |" in page
@@ -85,6 +86,9 @@ def test_figures_are_ratios_where_two_sides_are_compared(folder: Path) -> None:
     assert "| two models | Chimera | 9.00 | 1.29 × | 2.00 | 4.00 | 0 |" in page
     assert "| 256 | 10.0 | 25.0 | 2.50 × |" in page
     assert "7.01 times sooner" in page
+    assert "| Chimera | 12 | 995 | 3 | 2 | 101 | 1,234 | 2.00 | 4.50 |" in page
+    assert "| waiting request of 1 KiB | Chimera | 8.00 KiB | 2.00 × | 1,000 |" in page
+    assert "| idle | Chimera | 1.95 MiB | 1.00 × | – |" in page
 
 
 def test_each_measurement_says_how_it_was_made_and_who_was_left_out(folder: Path) -> None:
@@ -112,7 +116,8 @@ def test_every_picture_is_there_and_every_side_in_it(folder: Path) -> None:
     assert pictures == {
         "cost-request.svg", "cost-chunk.svg", "cost-streams.svg", "growth-workers-chunk.svg", "saturation-64.svg",
         "growth-workers-request.svg", "growth-queue.svg", "saturation-256.svg", "makespan-mixed.svg",
-        "makespan-unequal.svg", "makespan-two-models.svg", "conversations.svg",
+        "makespan-unequal.svg", "makespan-two-models.svg", "conversations.svg", "kills.svg", "memory-idle.svg",
+        "memory-idle-connection.svg", "memory-waiting-request-of-1-KiB.svg", "memory-waiting-request-of-64-KiB.svg",
     }  # fmt: skip
     for name in pictures:
         picture = (folder / name).read_text()
@@ -224,6 +229,8 @@ def test_the_projects_readme_gets_the_table_between_its_marks(folder: Path) -> N
         in text
     )
     assert "| first token of a conversation's later turns, real Ollama | – | 2,874 ms | – | 410 ms (0.14 ×) |" in text
+    assert "| requests lost of 1,000, a worker killed every 10 s | 5.00 (1.00 ×) | 5.00 |" in text
+    assert "| memory of a waiting request of 1 KiB | 2.00 KiB (0.50 ×) | 4.00 KiB |" in text
     assert text.count("![") == 2
     assert "](docs/bench/cost-chunk.svg)" in text
     assert "[docs/bench/README.md](docs/bench/README.md)" in text
