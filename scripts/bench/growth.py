@@ -8,11 +8,12 @@ again); CPU of everything per answer. What watching the workers costs is in it.
 from collections.abc import Callable
 from dataclasses import asdict
 
+from scripts.bench.answers import Answer
 from scripts.bench.cost import UNARY_CONNECTIONS, Row, Sample, rows_of, sample_of, streams, unary
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Chimera, HaProxy, Peer, Running, installed
+from scripts.bench.peer import Peer, Running, installed
+from scripts.bench.peers import Chimera, HaProxy
 from scripts.bench.stage import Stage, ask, stage
-from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec
 
 WORKERS = (2, 16, 64, 256)

@@ -16,7 +16,8 @@ import httpx
 
 from scripts.bench.accounts import with_children
 from scripts.bench.haproxy import NotInstalled
-from scripts.bench.peers import PORTS_FROM, Peer, Running, process
+from scripts.bench.peer import Peer, Running, process
+from scripts.bench.peers import PORTS_FROM
 from tests.fakes.chimera import free_ports, wait_for
 
 LITELLM = "litellm[proxy]==1.106.0"

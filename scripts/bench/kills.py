@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 import httpx
 import psutil
 
+from scripts.bench.answers import Answer
 from scripts.bench.load import Result, quantile
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Chimera, HaProxy, Nginx, Plain, Running, installed
+from scripts.bench.peer import Running, installed
+from scripts.bench.peers import Chimera, HaProxy, Nginx, Plain
 from scripts.bench.stage import WORKER_PORTS_FROM, ask, quiet, stage
-from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec, answers, loops
 from tests.fakes.chimera import free_ports, wait_for
 

@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass
 
 import httpx
 
+from scripts.bench.answers import Answer
 from scripts.bench.load import Result, quantile
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Nginx, Peer, Running, installed, peers
+from scripts.bench.peer import Peer, Running, installed
+from scripts.bench.peers import Nginx, peers
 from scripts.bench.stage import Stage, ask, stage
-from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec
 from tests.fakes.chimera import wait_for
 

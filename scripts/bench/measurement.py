@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from scripts.bench.machine import Machine, this_machine
-from scripts.bench.peers import Peer
+from scripts.bench.peer import Peer
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from scripts.bench.accounts import memory
-from scripts.bench.load import Reader
+from scripts.bench.answers import Answer
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Chimera, HaProxy, Nginx, Peer, Plain, Running, installed
+from scripts.bench.peer import Peer, Running, installed
+from scripts.bench.peers import Chimera, HaProxy, Nginx, Plain
+from scripts.bench.reader import Reader
 from scripts.bench.stage import ask, quiet, stage
-from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec
 
 WORKERS, SLOTS = 2, 2

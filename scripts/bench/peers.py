@@ -9,17 +9,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Protocol
 
 from scripts.bench import haproxy as haproxy_peer
 from scripts.bench.accounts import with_children
 from scripts.bench.haproxy import NotInstalled
 from scripts.bench.machine import commit
-from scripts.bench.workers import Spec, answers, wait_until
+from scripts.bench.peer import Peer, Running, process
+from scripts.bench.workers import Spec
 from tests.fakes.chimera import ROOT, chimera, free_ports
 
 PORTS_FROM = 27_000
@@ -61,49 +61,6 @@ http {{
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A peer that runs.
-
-    `urls`: where to ask, one but where clients spread over the workers by themselves. `pids`: the processes that are
-    the proxy, whose CPU and memory count, without workers. `workers`: their ports. `headers` go with every request.
-    `path`, `model`: how inference is asked for.
-    """
-
-    name: str
-    urls: tuple[str, ...]
-    pids: tuple[int, ...]
-    workers: tuple[int, ...]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    path: str = "/api/generate"
-    model: str = "bench"
-
-    @property
-    def url(self) -> str:
-        """Where to ask, where there is one place."""
-        return self.urls[0]
-
-
-class Peer(Protocol):
-    """One side of a comparison."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables."""
-        ...
-
-    def version(self) -> str:
-        """Return what is installed. Raises NotInstalled, whose text says what to do."""
-        ...
-
-    def running(self, workers: Sequence[int], slots: int, folder: Path) -> AbstractContextManager[Running]:
-        """Run it for the block before the workers on these ports; ended by its pid afterwards.
-
-        `folder` is for its files. Raises NotInstalled, RuntimeError when it does not start.
-        """
-        ...
-
-
 class Direct:
     """No proxy: connections take the workers in turn."""
 
@@ -117,31 +74,6 @@ class Direct:
     def running(self, workers: Sequence[int], slots: int, folder: Path) -> Iterator[Running]:
         """Start nothing."""
         yield Running(self.name, tuple(f"http://127.0.0.1:{port}" for port in workers), (), tuple(workers))
-
-
-@contextmanager
-def process(argv: Sequence[str], url_port: int, log: Path, path: str = "/api/version", **env: str) -> Iterator[int]:
-    """Run a program for the block, its output in a file; yields its pid once it answers on its port.
-
-    Raises RuntimeError, with the end of its output, when it does not.
-    """
-    with log.open("ab") as out:
-        running = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | env, cwd=ROOT
-        )
-    try:
-        try:
-            wait_until(lambda: answers(url_port, path), running)
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}; it said: {log.read_text(errors='replace').strip()[-500:]}") from error
-        yield running.pid
-    finally:
-        running.terminate()
-        try:
-            running.wait(10)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
 
 
 @dataclass(frozen=True)
@@ -276,20 +208,6 @@ class Chimera:
 def peers(spec: Spec) -> list[Peer]:
     """Return those that every run compares, Chimera last."""
     return [Direct(), Nginx(), HaProxy(), Plain(), Chimera(spec)]
-
-
-def installed(wanted: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
-    """Return the peers that are there, and a line for each that is not, which says what to do."""
-    found: list[Peer] = []
-    lines: list[str] = []
-    for peer in wanted:
-        try:
-            peer.version()
-        except NotInstalled as missing:
-            lines.append(f"{peer.name} is left out: {missing}")
-        else:
-            found.append(peer)
-    return found, lines
 
 
 def _most_files() -> int:

@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from scripts.bench.answers import Answer
 from scripts.bench.guests import guests
 from scripts.bench.load import quantile
 from scripts.bench.measurement import Options, Record, record
-from scripts.bench.peers import Running, installed, peers
+from scripts.bench.peer import Running, installed
+from scripts.bench.peers import peers
 from scripts.bench.stage import Stage, ask, pin, stage
-from scripts.bench.worker import Answer
 from scripts.bench.workers import Spec
 
 WORKERS, SLOTS = 2, 256

@@ -12,7 +12,8 @@ import psutil
 
 from scripts.bench.accounts import cpu_s
 from scripts.bench.load import Load, Result, run_load
-from scripts.bench.peers import Chimera, Peer, Running
+from scripts.bench.peer import Peer, Running
+from scripts.bench.peers import Chimera
 from scripts.bench.workers import Spec, workers
 from tests.fakes.chimera import free_ports
 

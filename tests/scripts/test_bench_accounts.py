@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from scripts.bench.accounts import Memory, cpu_s, field_bytes, memory, with_children
-from scripts.bench.load import cpu_of
+from scripts.bench.load_run import cpu_of
 
 SMAPS = "Rss:    2048 kB\nPss:              1000 kB\nPss_Dirty:     7 kB\nRssAnon:\t    12 kB\n"
 

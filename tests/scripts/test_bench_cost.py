@@ -9,7 +9,7 @@ from scripts.bench import cost, growth, saturation
 from scripts.bench.cost import Sample
 from scripts.bench.load import Load, Result
 from scripts.bench.measurement import Options
-from scripts.bench.peers import Running
+from scripts.bench.peer import Running
 from scripts.bench.saturation import Step
 from scripts.bench.stage import Stage
 

@@ -10,7 +10,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from scripts.bench.load import Load, Reader, Run, cpu_of, quantile, read_load
+from scripts.bench.load import Load, quantile, read_load
+from scripts.bench.load_run import Run, cpu_of
+from scripts.bench.reader import Reader
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 STAMPS = (1234567890123456, 1234567890999999)

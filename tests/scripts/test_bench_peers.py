@@ -10,6 +10,7 @@ import pytest
 from scripts.bench import guests, peers
 from scripts.bench.guests import HERD, LITELLM, LiteLlm
 from scripts.bench.haproxy import NotInstalled, most_connections
+from scripts.bench.peer import installed
 from scripts.bench.peers import Chimera, Direct, HaProxy, Nginx, Plain
 from scripts.bench.plain import HOP_BY_HOP, least_busy, make_app
 from scripts.bench.workers import Spec
@@ -23,7 +24,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_installed_is_left_out_with_a_line(nothing_installed: None) -> None:
-    found, lines = peers.installed(peers.peers(Spec(4)))
+    found, lines = installed(peers.peers(Spec(4)))
     assert [peer.name for peer in found] == ["direct", "Quart + httpx", "Chimera"]
     assert lines == [
         "nginx is left out: nginx is not installed; on Debian and Ubuntu: apt install nginx-light",
@@ -133,7 +134,7 @@ def test_an_install_that_never_ends_is_a_line(cache: Path, monkeypatch: pytest.M
     assert guests.guests(["herd"], print)[1] == [f"Ollama Herd is left out: pip install {HERD} took more than 900 s"]
 
 
-def installed(cache: Path, folder: str, name: str) -> None:
+def put_there(cache: Path, folder: str, name: str) -> None:
     (cache / folder / "bin").mkdir(parents=True)
     (cache / folder / "bin" / name).touch()
 
@@ -146,7 +147,7 @@ def test_what_is_installed_is_not_installed_again(cache: Path, monkeypatch: pyte
         return subprocess.CompletedProcess(argv, 0, "", "")
 
     monkeypatch.setattr("subprocess.run", run)
-    installed(cache, "litellm", "litellm")
+    put_there(cache, "litellm", "litellm")
     for _ in range(2):
         assert [peer.name for peer in guests.guests(["litellm"], print)[0]] == ["LiteLLM"]
     assert [argv[:3] for argv in ran] == [

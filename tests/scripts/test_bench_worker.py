@@ -1,19 +1,20 @@
 """The worker of known speed: what a prompt asks for, who is answered when, and how an answer looks."""
 
+import http.client
 import json
+import os
 import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.bench.worker import (
-    MODEL_BYTES,
+from scripts.bench.answers import (
     STAMP_BYTES,
     Answer,
-    Client,
-    Job,
-    Scheduler,
     around,
     end_of_stream,
     frame,
@@ -21,9 +22,14 @@ from scripts.bench.worker import (
     head,
     read_answer,
     speed_of,
-    take_request,
     whole,
 )
+from scripts.bench.jobs import Client, Job, Scheduler
+from scripts.bench.load import Load
+from scripts.bench.load_run import Run
+from scripts.bench.worker_http import MODEL_BYTES, take_request
+from scripts.bench.workers import PROGRAM, Spec, worker
+from tests.fakes.chimera import free_ports
 
 PATHS = ("/api/generate", "/api/chat", "/v1/chat/completions")
 
@@ -199,3 +205,75 @@ def test_heads_and_frames() -> None:
     ]  # fmt: skip
     assert b"Transfer-Encoding: chunked" in head(200, "text/plain", None, 81)
     assert MODEL_BYTES > 0
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A worker of one slot, where it listens."""
+    (found,) = free_ports(1, 29_000 + os.getpid() % 1000)
+    with worker(found, Spec(1)):
+        yield found
+
+
+def said(port: int, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_answers_what_it_is_asked_for_to_many_at_once(port: int, path: str, stream: bool) -> None:
+    asked = Answer(5, 500.0, 30).prompt("n{n}")
+    result = Run(Load((f"http://127.0.0.1:{port}",), 4, asked, stream=stream, path=path)).run()
+    assert (result.requests, result.failed, result.faults) == (4, 0, [])
+    assert result.chunks == (20 if stream else 4)
+    assert min(result.delay_s) >= 0
+
+
+def test_what_it_says_of_itself(port: int) -> None:
+    assert said(port, "GET", "/") == (200, b"Ollama is running")
+    assert said(port, "HEAD", "/") == (200, b"")
+    assert said(port, "GET", "/nowhere")[0] == 404
+    for path, name in (("/api/version", "version"), ("/api/tags", "models"), ("/api/ps", "models"),
+                       ("/api/show", "details"), ("/v1/models", "data"), ("/bench/loads", "loads")):  # fmt: skip
+        status, body = said(port, "GET", path)
+        assert (status, name in json.loads(body)) == (200, True)
+
+
+def test_what_it_cannot_answer(port: int) -> None:
+    assert said(port, "POST", "/api/generate", '{"model":"other","prompt":"hi"}')[0] == 404
+    assert said(port, "POST", "/api/generate", "[]") == (400, b'{"error":"what?"}')
+
+
+def test_a_client_that_leaves_frees_its_slot(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        body = json.dumps({"model": "bench", "prompt": Answer(1000, 1.0).prompt()})
+        client.sendall(f"POST /api/generate HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    assert said(port, "POST", "/api/generate", '{"model":"bench","prompt":"hi","stream":false}')[0] == 200
+
+
+def test_a_model_that_is_unloaded_is_loaded_again(port: int) -> None:
+    said(port, "POST", "/api/generate", '{"model":"bench","keep_alive":0}')
+    assert json.loads(said(port, "GET", "/api/ps")[1]) == {"models": []}
+    assert said(port, "POST", "/api/generate", '{"model":"bench","prompt":"hi"}')[0] == 200
+    assert len(json.loads(said(port, "GET", "/api/ps")[1])["models"]) == 1
+
+
+def test_it_runs_from_anywhere_and_knows_one_command(tmp_path: Path) -> None:
+    run = subprocess.run([str(PROGRAM), "list"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (2, f"{PROGRAM}: only `serve`\n")
+
+
+def test_a_port_that_is_taken_is_one_line(port: int, tmp_path: Path) -> None:
+    env = {"OLLAMA_HOST": f"127.0.0.1:{port}", "PATH": os.environ["PATH"]}
+    run = subprocess.run([str(PROGRAM), "serve"], env=env, capture_output=True, text=True, check=False)
+    assert (run.returncode, f"Error: listen tcp 127.0.0.1:{port}" in run.stderr) == (1, True)

@@ -14,7 +14,8 @@ import pytest
 from scripts.bench import cost, growth, saturation
 from scripts.bench.cost import Sample, rows_of, unary
 from scripts.bench.measurement import Options, Record, save
-from scripts.bench.peers import Chimera, HaProxy, Nginx, Peer, Plain, installed, peers
+from scripts.bench.peer import Peer, installed
+from scripts.bench.peers import Chimera, HaProxy, Nginx, Plain, peers
 from scripts.bench.report import write
 from scripts.bench.stage import Stage, stage
 from scripts.bench.workers import Spec
