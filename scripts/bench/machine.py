@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# The records and reports of runs.
+WRITTEN = ("docs/bench", "README.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,20 @@ def cpu_model(cpuinfo: str) -> str:
     return platform.machine()
 
 
-def commit() -> str:
-    """Return the commit that is checked out, with `-dirty` when files differ from it; `unknown` without git."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+def commit(root: Path = ROOT) -> str:
+    """Return the commit that is checked out, with `-dirty` when files differ from it; `unknown` without git.
+
+    What a run of the benchmarks itself writes does not count as a difference.
+    """
+    name = _git(root, "describe", "--always", "--abbrev=10")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN))
+    return f"{name}-dirty" if name and changed else name or "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    """Return what git says, nothing if it fails or is not there."""
     try:
-        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        said = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
-    return said or "unknown"
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""

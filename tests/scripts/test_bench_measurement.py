@@ -2,12 +2,13 @@
 
 import json
 import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scripts.bench.machine import cpu_model, this_machine
+from scripts.bench.machine import commit, cpu_model, this_machine
 from scripts.bench.measurement import Options, load, record, save
 from scripts.bench.peers import Direct, Plain
 from tests.fakes.bench import MACHINE, a_record
@@ -88,3 +89,25 @@ def test_this_machine_is_one() -> None:
 def test_the_processors_name() -> None:
     assert cpu_model("processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nmodel name\t: Other\n") == "Some CPU @ 2.00GHz"
     assert cpu_model(""), "else the architecture"
+
+
+def test_what_a_run_writes_itself_makes_no_commit_dirty(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    assert commit(tmp_path) == "unknown"
+    files = [tmp_path / name for name in ("README.md", "code.py", "docs/bench/cost.json")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    clean = commit(tmp_path)
+    assert len(clean) == 10
+    for file in (files[0], files[2]):
+        file.write_text("2")
+    assert commit(tmp_path) == clean
+    files[1].write_text("2")
+    assert commit(tmp_path) == f"{clean}-dirty"
