@@ -94,14 +94,15 @@ def _added(rounds: Sequence[Turn], side: str, of: Callable[[Sample], float]) -> 
 
 
 def sample_of(result: Result, count: int) -> Sample:
-    """Return what one turn comes to; `count` is of what it was about."""
+    """Return what one turn comes to; `count` is of what it was about, and of nothing at all it has failed."""
+    faults = tuple(result.faults) if count else (*result.faults, "nothing came while it was counted")
     return Sample(
         cpu_us=result.cpu_s / max(1, count) * 1e6,
         first_byte_p50_ms=quantile(result.first_byte_s, 0.5) * 1e3,
         first_byte_p99_ms=quantile(result.first_byte_s, 0.99) * 1e3,
         per_s=count / result.seconds,
-        failed=result.failed,
-        faults=tuple(result.faults),
+        failed=result.failed if count else max(1, result.failed),
+        faults=faults,
     )
 
 
@@ -146,7 +147,7 @@ def _turns(on: Stage, options: Options, what: str, size: int, turn: Callable[[Ru
     for row in rows:
         times = f", {row.times_haproxy:.1f} times HAProxy's" if row.times_haproxy is not None else ""
         options.say(f"{what} {size:>3} {row.side:14} {row.cpu_us:8.0f} µs a {UNIT[what]}{times}, {row.per_s:.0f}/s"
-                    f", first byte +{row.added_first_byte_p50_ms:.1f} ms (p99 +{row.added_first_byte_p99_ms:.1f})"
+                    f", first byte {row.added_first_byte_p50_ms:+.1f} ms (p99 {row.added_first_byte_p99_ms:+.1f})"
                     + (f", {row.failed} failed: {row.faults[0]}" if row.failed else ""))  # fmt: skip
     return rows
 

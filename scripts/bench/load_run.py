@@ -56,12 +56,15 @@ class Run:
         addresses = [_address(url) for url in load.urls]
         step_s = load.spread_s / max(1, load.connections)
         self.todo += [_Connection(addresses[n % len(addresses)], start + n * step_s) for n in range(load.connections)]
-        stop_s, counted_s = start + load.limit_s, start + load.spread_s + load.settle_s
+        stop_s, counted_s = start + load.limit_s, start + load.spread_s
         began, cpu, own = start, cpu_of(load.pids), time.process_time()
         if load.settle_s:
             self._until(min(stop_s, counted_s))
+            # from now, not from when it should have been: a side that is slow to accept is late
+            self._until(min(stop_s, time.monotonic() + load.settle_s))
             self._forget()
             began, cpu, own = time.monotonic(), cpu_of(load.pids), time.process_time()
+            counted_s = began
         if load.seconds:
             self._until(min(stop_s, counted_s + load.seconds))
             self.ending = True

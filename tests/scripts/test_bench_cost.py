@@ -61,9 +61,11 @@ def test_what_a_turn_comes_to() -> None:
     assert (made.first_byte_p50_ms, made.first_byte_p99_ms) == pytest.approx((2.0, 3.0))
 
 
-def test_a_turn_without_an_answer_is_no_division_by_nought() -> None:
-    made = cost.sample_of(a_result(took_s=[], first_byte_s=[]), 0)
-    assert made.cpu_us == 500_000
+def test_a_turn_without_an_answer_has_failed() -> None:
+    """Nothing that was done at no cost would look like the best of all sides."""
+    made = cost.sample_of(a_result(took_s=[], first_byte_s=[], failed=0, faults=[]), 0)
+    assert (made.cpu_us, made.failed, made.faults) == (500_000, 1, ("nothing came while it was counted",))
+    assert cost.sample_of(a_result(failed=7), 0).failed == 7
     assert math.isnan(made.first_byte_p50_ms)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from scripts.bench.load import Load, quantile, read_load
-from scripts.bench.load_run import Run, cpu_of
+from scripts.bench.load_run import Run, _Connection, cpu_of
 from scripts.bench.reader import Reader
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
@@ -172,3 +172,22 @@ def test_nobody_there_is_a_failure() -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     result = Run(replace(once(b""), urls=(url,))).run()
     assert (result.failed, result.faults[0].startswith("no connection")) == (1, True)
+
+
+def test_counting_begins_when_all_have_begun_however_late_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did not: a side that accepted too slowly was counted for no time at all, and had cost nothing."""
+    opened, connections = Run._open, list[_Connection]()
+
+    def slow(run: Run, connection: _Connection) -> None:
+        threading.Event().wait(0.2)
+        opened(run, connection)
+        connections.append(connection)
+
+    monkeypatch.setattr(Run, "_open", slow)
+    with server(*[COUNTED] * 3) as url:
+        load = Load((url,), 3, "hello", seconds=0.3, spread_s=0.06, settle_s=0.01, cut=True, again_s=60.0)
+        result = Run(load).run()
+    for connection in connections:
+        if connection.sock is not None:
+            connection.sock.close()
+    assert result.seconds >= 0.3
