@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
         --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench check format lock setup-run setup-dev ollama
+.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench test-systemd install uninstall check format lock setup-run setup-dev ollama
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "Chimera: Ollama on every GPU of this machine, behind one address\n"} \
@@ -52,6 +52,16 @@ bench: setup-dev ## Chimera next to its peers (apt install haproxy nginx-light),
 
 fuzz: setup-dev ## Try parsers, the published document and the port with what nobody sends on purpose (ARGS="--help")
 	@$(BIN)/python -m scripts.fuzz $(ARGS)
+
+test-systemd: setup-dev ## Boot a real systemd in a container and try the service in it, as root (ARGS="--help")
+	@$(BIN)/python scripts/embedded.py install --force
+	@$(BIN)/python scripts/test_systemd.py $(ARGS)
+
+install: ## As root: the systemd service, its user, /etc/chimera/chimera.env, and `chimera` on PATH
+	@$(PYTHON) scripts/install.py install --python $$(command -v $(PYTHON))
+
+uninstall: ## As root: take all of that away (KEEP=1 leaves settings, state with the models, and logs)
+	@$(PYTHON) scripts/install.py uninstall $(if $(KEEP),--keep)
 
 check: setup-dev ## Format, lint, types, unit tests: about a minute on two cores
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }

@@ -25,6 +25,8 @@ answers, what a body asks for, what an error says), `load_options` (what would l
 (what went wrong -> what the client is told), `auth` (who may administer), `keys` and `limits` (what a key is, and what
 it may take).
 
+`retune` gives a running gateway other values, for settings that are read anew.
+
 What is told of a request: `phases` are noted while it runs, each try at a worker by `noted`; when it has ended `book`
 makes of them the `metrics` (kept in `tally`; its `labels` stay few, with `fleet_metrics` for workers and GPUs), its
 `access` line (its time written by `stamps`) and, where asked for, its spans

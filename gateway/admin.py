@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from gateway.admission import Admission
@@ -16,6 +16,8 @@ from gateway.auth import refusal
 WAIT_TIMEOUT_S = 900.0
 # How much is repeated of what was not understood: a field's name may be as long as its request.
 SAID_CHARACTERS = 300
+# Where the application keeps the admin API's token, which may change while it runs; None: loopback only.
+TOKEN_KEY = "ADMIN_TOKEN"  # noqa: S105 - a name
 
 Row = dict[str, Any]
 
@@ -146,15 +148,18 @@ def answered(value: Any, status: int = 200) -> Response:
     return Response(json.dumps(value) + "\n", status=status, content_type="application/json")
 
 
-def make_admin(fleet: FleetAdmin, admission: Admission, token: str | None) -> Blueprint:  # noqa: C901 - one view each
-    """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs."""
+def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C901 - one view each
+    """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs.
+
+    The application that has it says under TOKEN_KEY in its config what the token is.
+    """
     admin = Blueprint("admin", __name__, url_prefix="/admin")
 
     @admin.before_request
     async def check() -> Response | None:
         headers = [(name.lower().encode("latin1"), value.encode("latin1")) for name, value in request.headers]
         peer = (request.scope.get("client") or (None,))[0]
-        said = refusal(headers, peer, token)
+        said = refusal(headers, peer, current_app.config[TOKEN_KEY])
         if said is None:
             return None
         answer = answered({"error": said.sentence}, said.status)

@@ -7,7 +7,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import BadHost, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from gateway.admin import FleetAdmin, answered, make_admin
+from gateway.admin import TOKEN_KEY, FleetAdmin, answered, make_admin
 from gateway.admin_keys import make_key_pages
 from gateway.admission import Admission
 from gateway.keyring import Keyring
@@ -33,7 +33,8 @@ def make_app(
     app = Pages(__name__, static_folder=None)  # else it has a route for files, of which there are none
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
     logging.getLogger(__name__).setLevel(logging.WARNING)
-    admin = make_admin(fleet, admission, admin_token)
+    app.config[TOKEN_KEY] = admin_token
+    admin = make_admin(fleet, admission)
     admin.register_blueprint(make_key_pages(keyring or Keyring()))
     app.register_blueprint(admin)
 

@@ -45,7 +45,7 @@ class Book:
 
     def __init__(self, metrics: Metrics, access: AccessLog | None = None, tracer: Tracer | None = None) -> None:
         self._metrics = metrics
-        self._access = access
+        self.access = access
         self._tracer = tracer
 
     def following(self, request: Request, route: str, got: Got, sent: Sent) -> "_Following":
@@ -65,8 +65,8 @@ class Book:
         phases.status, phases.bytes_in, phases.bytes_out = sent.status, got.received_bytes, sent.sent_bytes
         phases.outcome = outcome_of(phases)
         self._count(request, route)
-        if self._access is not None and self._access.wants(phases.outcome):
-            self._access.tell(
+        if self.access is not None and self.access.wants(phases.outcome):
+            self.access.tell(
                 fields_of(
                     request_id=request.id, client=request.caller, method=request.method, path=request.path,
                     worker_id=request.worker_id, attempts=request.attempts, arrived_at=request.arrived,

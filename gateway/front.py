@@ -47,6 +47,11 @@ class Front:
         self._pin_load_options = pin_load_options
         self._keyring = keyring or Keyring()
 
+    def settle(self, *, max_body_bytes: int, pin_load_options: bool) -> None:
+        """Let other values of MAX_BODY_BYTES, LOAD_OPTIONS and the dispatcher's QUEUE_BYTES count from now on."""
+        self._max_body_bytes, self._pin_load_options = max_body_bytes, pin_load_options
+        self._reading.most_bytes = max(self._exchange.admission.dispatcher.queue_bytes, max_body_bytes)
+
     async def answer(
         self, who: Answerer, request: Request, body: Body, reply: LaneReply, *, checked: bool = True
     ) -> None:

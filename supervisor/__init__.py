@@ -19,6 +19,12 @@ values of `gpu_reading`. `gpu_health` adds them up, one `gpu_state` per GPU, wit
 quarantine, release, restart the workers, tell the operator. `ward` owns that verdict and tells the fleet;
 `placement` says which GPU the next worker gets.
 
+New settings while it runs: `change` is what they change, as a plan, `reload` takes it, `roll` restarts workers one
+after the other; `news` is the word from one to another, `orders`
+what signals ask for. As a service: `service` is what systemd is told, by `notify`;
+`activation` takes the sockets that it holds for us, `comeback` waits after failed starts, `unit_files` is what of the
+units follows from the settings, `cli_service` the commands for all that.
+
 `store` brings in models through the primary; `embedded` and `locate` find the ollama to run; `wanted` is on disk what
 the operator asked for, `lock` the state directory's lock, `events` what happened; `operator` and `show` are what
 people see.

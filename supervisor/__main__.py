@@ -2,12 +2,13 @@
 
 Up: lock, sweep, listen, GPUs, primary, store, fleet, gateway. Down: stop accepting, answer waiting tickets 503,
 let leases end (at most DRAIN_TIMEOUT_S), stop workers (group TERM, then KILL), the primary last. A second signal
-goes straight to the stop. Nothing waits for a client that does not read.
+goes straight to the stop. Nothing waits for a client that does not read. In between SIGHUP takes new settings.
 """
 
+import faulthandler
 import gc
+import logging
 import random
-import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,13 +36,17 @@ from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
+from gateway.retune import Tunable, Tuning
 from gateway.stamps import utc_text
 from gateway.upstream import Upstream
+from supervisor.activation import check_handed, handed_sockets
 from supervisor.background import log_path
 from supervisor.cgroup import find_delegated
+from supervisor.change import Plan, Reach
+from supervisor.comeback import comeback_of
 from supervisor.command import PRIMARY
 from supervisor.config import WORKER_PORTS, Settings, workers_text
-from supervisor.errors import StartRefused
+from supervisor.errors import StartRefused, SupervisorError
 from supervisor.events import EventLog
 from supervisor.fleet import Fleet
 from supervisor.gpu import GpuReader, watch_gpus
@@ -52,10 +57,16 @@ from supervisor.locate import Ollama
 from supervisor.lock import locked
 from supervisor.logfiles import LogFiles, OwnLog
 from supervisor.logs import for_people
+from supervisor.news import News
 from supervisor.notes import WorkerLogNotes
+from supervisor.notify import notifier_of
 from supervisor.operator import Operator
-from supervisor.placement import CPU, wanted_fleet
+from supervisor.orders import HEEDED, Orders, has_terminal
+from supervisor.placement import CPU, Placement, wanted_fleet
 from supervisor.probe import PortBook, Prober, port_holder, port_is_free
+from supervisor.reload import Reload, outcome_directory
+from supervisor.roll import Roll
+from supervisor.service import Service, outlook
 from supervisor.store import ModelStore, full_name
 from supervisor.strays import end_strays
 from supervisor.sweep import sweep
@@ -127,45 +138,69 @@ async def background(task: Callable[..., Awaitable[object]], *args: Any, started
         nursery.cancel_scope.cancel()
 
 
-async def run(settings: Settings, ollama: Ollama, environ: Mapping[str, str]) -> None:
-    """Run Chimera until a signal asks it to end.
+async def run(
+    settings: Settings, ollama: Ollama, environ: Mapping[str, str], reread: Callable[[], Settings] | None = None
+) -> None:
+    """Run Chimera until a signal asks it to end. `reread` reads the settings anew, for SIGHUP; None: it cannot.
 
     Raises StartRefused before anything is started when it cannot run here: the state directory is in use, a port
-    is taken. Cancellation ends everything at once, workers included.
+    is taken; BadConfiguration when systemd's socket is not where the settings say. Cancellation ends everything at
+    once, workers included.
     """
-    with locked(settings.state_dir), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        sockets = _listen(settings)
-        events = EventLog()
-        if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
-            events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
-        _refuse_taken_primary_port(settings)
-        keyring = await trio.to_thread.run_sync(_keyring, settings)
-        # Signals are heeded from here on, also while things are still coming up.
-        async with trio.open_nursery() as nursery:
-            asked = trio.Event()
-            again = trio.Event()
-            nursery.start_soon(_heed, signals, asked, again)
-            await _run_all(settings, ollama, environ, sockets, events, keyring, asked, again)
+    faulthandler.enable()  # where the loop hung, when systemd's watchdog ends it (SIGABRT): lines, no values
+    service = Service(notifier_of(environ), comeback_of(environ))
+    with locked(settings.state_dir), trio.open_signal_receiver(*HEEDED) as signals:
+        async with background(service.run, started=True), trio.open_nursery() as nursery:
+            orders = Orders()
+            nursery.start_soon(orders.heed, signals, has_terminal())
+            refused: SupervisorError | None = None
+            try:
+                if await _come_back(service, environ, orders.stop):
+                    await _begin(settings, ollama, environ, reread or (lambda: settings), orders, service)
+            except SupervisorError as error:  # out of the nurseries as it is, not in a group
+                refused = error
             nursery.cancel_scope.cancel()
+    if refused is not None:
+        raise refused
     log.info("stopped")
 
 
-async def _heed(signals: AsyncIterator[int], asked: trio.Event, again: trio.Event) -> None:
-    async for number in signals:
-        log.info("stopping at once" if asked.is_set() else "stopping", signal=signal.Signals(number).name)
-        if asked.is_set():
-            again.set()
-        asked.set()
+async def _come_back(service: Service, environ: Mapping[str, str], stop: trio.Event) -> bool:
+    """Wait as long as the failures before this start ask for; False: it is to stop meanwhile."""
+    back_off = comeback_of(environ).begin()
+    delay_s = back_off.delay_s(random.random())  # noqa: S311 - jitter
+    if delay_s:
+        service.status(f"failed {back_off.failures} times in a row; starts in {delay_s:.0f} s")
+        log.warning("starting later: it has failed before", failures=back_off.failures, in_s=round(delay_s, 1))
+    with trio.move_on_after(delay_s):
+        await stop.wait()
+        service.stops("stopping", 0.0)
+    return not stop.is_set()
+
+
+async def _begin(
+    settings: Settings, ollama: Ollama, environ: Mapping[str, str], reread: Callable[[], Settings], orders: Orders,
+    service: Service,
+) -> None:  # fmt: skip
+    """Refuse what cannot work before anything is started, then run all."""
+    sockets = _listen(settings, environ)
+    events = EventLog()
+    service.status("ending what a former run left behind")
+    if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
+        events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
+    _refuse_taken_primary_port(settings)
+    keyring = await trio.to_thread.run_sync(_keyring, settings)
+    await _run_all(settings, ollama, environ, sockets, events, keyring, orders, service, reread)
 
 
 async def _run_all(
     settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], events: EventLog,
-    keyring: Keyring, asked: trio.Event, again: trio.Event,
+    keyring: Keyring, orders: Orders, service: Service, reread: Callable[[], Settings],
 ) -> None:  # fmt: skip
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
     prober, meter = Prober(), UsageMeter()
-    metrics = Metrics(ModelLabels(lambda: _models_here(settings, fleet)))
+    metrics = Metrics(ModelLabels(lambda: _models_here(house.settings, fleet)))
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
     admission = Admission(
         settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget, settings.queue_bytes
@@ -213,12 +248,10 @@ async def _run_all(
         ward.restore()
         await stack.enter_async_context(background(meter.watch, partial(_leaders, primary, fleet)))
         await stack.enter_async_context(background(primary.run))
-        await stack.enter_async_context(background(_keep_models, primary, store, settings, chance.random))
-        placements, faults = wanted_fleet(
-            settings.workers, ward.reading.gpus, EMBEDDED_CPU_WORKERS if ollama.embedded else 1
-        )
-        for fault in faults:
-            log.error(fault)
+        models_changed = News()
+        keeping = partial(_keep_models, primary, store, house, chance.random, models_changed)
+        await stack.enter_async_context(background(keeping))
+        placements = _placements(settings, ollama, ward)
         await stack.enter_async_context(background(fleet.run, placements, started=True))
         known = partial(_known_pids, meter)
         await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
@@ -232,9 +265,39 @@ async def _run_all(
         door: Door = await stack.enter_async_context(background(serving, started=True))
         _spare_the_collector()
         events.record("gateway_listens", url=settings.gateway_url)
-        await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))
-        await asked.wait()
-        await _drain(settings, admission, door, again)
+        if "NOTIFY_SOCKET" not in environ:  # a service has nobody to welcome
+            await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))
+        tunable = Tunable(admission, front, book, door.connections, pages, keyring)
+
+        def apply(change: Plan) -> None:
+            before, now = house.settings, change.settings
+            house.settings = primary.house.settings = now
+            if change.names(Reach.FLEET):
+                try:
+                    fleet.refit(_placements(now, ollama, ward), workers_text(now.workers))
+                except SupervisorError:
+                    house.settings = primary.house.settings = before
+                    raise
+            tunable.retune(_tuning(now, own_log))
+            logging.getLogger().setLevel(now.log_level.upper())
+            if now.worker_slots != before.worker_slots:
+                fleet.resize(before.worker_slots, now.worker_slots)
+            if now.required_models != before.required_models:
+                store.require_anew()
+                models_changed.tell()
+
+        renewal = Reload(reread, house, apply, service, events, outcome_directory(environ, settings.state_dir))
+        await stack.enter_async_context(background(renewal.run, orders.reload))
+        await stack.enter_async_context(background(Roll(fleet, store, service, events).run))
+        service.serves(
+            lambda: outlook(operator.instances(), operator.primary(), int(admission.queue()["depth"]),
+                            settings.gateway_url)
+        )  # fmt: skip
+        await orders.stop.wait()
+        limits = house.settings
+        service.stops("stopping: answers under way may end", limits.drain_timeout_s + limits.stop_timeout_s)
+        await _drain(limits.drain_timeout_s, admission, door, orders.at_once)
+        service.status("stopping the workers")
 
 
 def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | None:
@@ -285,18 +348,41 @@ def _models_here(settings: Settings, fleet: Fleet) -> set[str]:
     return {full_name(model) for model in settings.required_models}.union(*held)
 
 
+def _placements(settings: Settings, ollama: Ollama, ward: Ward) -> list[Placement]:
+    """Return where WORKERS wants a worker each; what of it cannot be had is logged."""
+    cpu_workers = EMBEDDED_CPU_WORKERS if ollama.embedded else 1
+    placements, faults = wanted_fleet(settings.workers, ward.reading.gpus, cpu_workers)
+    for fault in faults:
+        log.error(fault)
+    return placements
+
+
+def _tuning(settings: Settings, own_log: LineWriter[None]) -> Tuning:
+    """Return what of the settings the gateway looks at while it runs."""
+    return Tuning(
+        queue_size=settings.queue_size, queue_bytes=settings.queue_bytes, queue_timeout_s=settings.queue_timeout_s,
+        max_body_bytes=settings.max_body_bytes, pin_load_options=settings.load_options == "pin",
+        max_connections=settings.max_connections,
+        admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
+        api_keys_required=settings.api_keys_required, access=_access_log(settings, own_log),
+    )  # fmt: skip
+
+
 async def _keep_models(
-    primary: Worker, store: ModelStore, settings: Settings, random_unit: Callable[[], float]
+    primary: Worker, store: ModelStore, house: House, random_unit: Callable[[], float], changed: News
 ) -> None:
+    """Have the store bring in the required models, anew whenever other ones are required."""
     await primary.wait_ready()
-    await store.keep(settings.required_models, random_unit)
+    while True:
+        async with background(store.keep, house.settings.required_models, random_unit):
+            await changed.wait()
 
 
-async def _drain(settings: Settings, admission: Admission, door: Door, again: trio.Event) -> None:
+async def _drain(drain_timeout_s: float, admission: Admission, door: Door, again: trio.Event) -> None:
     """Let what runs end in peace: for DRAIN_TIMEOUT_S, or until a second signal."""
     await door.close()
     admission.shut()
-    with trio.move_on_after(settings.drain_timeout_s) as patience:
+    with trio.move_on_after(drain_timeout_s) as patience:
         async with trio.open_nursery() as nursery:
 
             async def impatience() -> None:
@@ -310,7 +396,7 @@ async def _drain(settings: Settings, admission: Admission, door: Door, again: tr
                 await door.wait_empty()
             nursery.cancel_scope.cancel()
     if patience.cancelled_caught:
-        log.warning("some answers did not end in time; they are cut", drain_timeout_s=settings.drain_timeout_s)
+        log.warning("some answers did not end in time; they are cut", drain_timeout_s=drain_timeout_s)
 
 
 def _known_pids(meter: UsageMeter) -> frozenset[int]:
@@ -332,7 +418,10 @@ def _keyring(settings: Settings) -> Keyring:
         raise StartRefused(str(fault)) from fault
 
 
-def _listen(settings: Settings) -> list[Any]:
+def _listen(settings: Settings, environ: Mapping[str, str]) -> list[Any]:
+    if handed := handed_sockets(environ):
+        check_handed(handed, settings.gateway_host, settings.gateway_port)
+        return handed
     try:
         return listen(settings.gateway_host, settings.gateway_port)
     except PortTaken as error:

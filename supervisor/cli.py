@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -20,9 +20,11 @@ from rich.console import Console
 
 from supervisor import background, logs, show
 from supervisor.cli_keys import key_commands
+from supervisor.cli_service import service_commands
 from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
 from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
+from supervisor.notify import notifier_of, one_line
 
 EX_CONFIG = 78
 # Spawning with --wait waits for a model to load, pruning for answers to end; the gateway has its own limits.
@@ -75,11 +77,17 @@ def faults_told() -> Iterator[None]:
     try:
         yield
     except BadConfiguration as error:
-        for fault in error.faults:
-            click.echo(f"chimera: bad configuration: {fault}", err=True)
+        _tell_faults(error.faults)
         sys.exit(EX_CONFIG)
     except SupervisorError as error:
+        notifier_of(os.environ).say(STATUS=one_line(str(error)))
         raise Refused(str(error)) from error
+
+
+def _tell_faults(faults: Sequence[str]) -> None:
+    for fault in faults:
+        click.echo(f"chimera: bad configuration: {fault}", err=True)
+    notifier_of(os.environ).say(STATUS=one_line("bad configuration: " + "; ".join(faults)))
 
 
 def command(function: Callable[Params, Result]) -> Callable[Params, Result]:
@@ -118,7 +126,10 @@ def run(env_file: Path) -> None:
     logs.configure(settings.log_level, settings.log_format)
     from supervisor.__main__ import run as run_chimera
 
-    trio.run(run_chimera, settings, ollama, dict(os.environ))
+    def reread() -> Settings:
+        return _ollama(settings_from(env_file, os.environ))[0]
+
+    trio.run(run_chimera, settings, ollama, dict(os.environ), reread)
 
 
 @main.command()
@@ -360,6 +371,8 @@ def _call(env_file: Path, method: str, path: str, body: object = None) -> dict[s
 
 
 main.add_command(key_commands(_call))
+for each in service_commands(settings_from, read_dotenv, faults_told):
+    main.add_command(each)
 
 
 def _fleet(settings: Settings) -> dict[str, Any]:

@@ -83,6 +83,14 @@ def worker_command(
     return Command(("setpriv", "--pdeathsig", "TERM", "--", *serve) if pdeathsig else serve, env)
 
 
+def start_key(settings: Settings, slots: int) -> object:
+    """Return what a worker's process has from its start, of all that may change while Chimera runs.
+
+    A process that was started with another key runs with settings that count no more.
+    """
+    return (slots, settings.required_models, settings.worker_env)
+
+
 def _placed(placement: Placement) -> dict[str, str]:
     """Return what makes CUDA, and nothing else, see exactly the placement.
 

@@ -277,6 +277,11 @@ def default_directories(environ: Mapping[str, str]) -> dict[str, str]:
     return {"STATE_DIR": state, "LOG_DIR": logs}
 
 
+def state_dir_of(environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> Path:
+    """Return STATE_DIR alone, whatever else is wrong with the settings."""
+    return Path(environ.get("STATE_DIR") or dotenv.get("STATE_DIR") or default_directories(environ)["STATE_DIR"])
+
+
 def load_settings(
     environ: Mapping[str, str], dotenv: Mapping[str, str | None], dotenv_faults: tuple[str, ...] = ()
 ) -> Settings:

@@ -7,6 +7,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from supervisor.change import Seat, refit
 from supervisor.config import MOST_WORKERS, WORKER_PORTS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.house import House, WorkerSpec
@@ -88,6 +89,31 @@ class Fleet:
             worker.end(Goal.REMOVE, force=force, cause="pruned by the operator")
         self._changed()
         return pruned
+
+    def refit(self, placements: Sequence[Placement], workers_setting: str) -> tuple[list[str], list[str]]:
+        """Make the fleet what a changed WORKERS asks for; return the ids of those that go, drained, and that come.
+
+        Raises NoRoom when that would be too many.
+        """
+        staying = [worker for worker in self.workers.values() if worker.goal is not Goal.REMOVE]
+        seats = [Seat(w.spec.id, str(w.placement), w.state is State.READY) for w in staying]
+        going, coming = refit(seats, [str(placement) for placement in placements])
+        if len(self.workers) + len(coming) > MOST_WORKERS:
+            raise NoRoom(f"{len(self.workers)} workers and {len(coming)} more: {MOST_WORKERS} is the most")
+        for worker_id in going:
+            self.workers[worker_id].end(Goal.REMOVE, cause="WORKERS has changed")
+        added = [self._launch(self._new_spec(Placement(placement), None, pinned=True)) for placement in coming]
+        self._size.fleet_wanted(len(staying) - len(going) + len(added))
+        self._wanted.forget(workers_setting)
+        return going, [worker.spec.id for worker in added]
+
+    def resize(self, before: int, after: int) -> None:
+        """Give the workers that had WORKER_SLOTS slots the new number, from their next start on."""
+        for worker in self.workers.values():
+            if worker.slots == before:
+                worker.resize(after)
+        if self._wanted.there:
+            self._changed()
 
     def restart(self, worker: Worker) -> None:
         """Drain a worker and start it again, at once if it is backing off. Raises NoRoom in quarantine."""
@@ -227,7 +253,7 @@ class Fleet:
 
     def _changed(self) -> None:
         staying = [
-            replace(worker.spec, placement=worker.placement)
+            replace(worker.spec, placement=worker.placement, slots=worker.slots)
             for worker in self.workers.values()
             if worker.goal is not Goal.REMOVE
         ]

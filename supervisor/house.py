@@ -88,9 +88,9 @@ class WorkerSpec:
     pinned: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class House:
-    """What every worker of one supervisor shares."""
+    """What every worker of one supervisor shares. Only a reload changes it, and of it only the settings."""
 
     settings: Settings
     ollama: Path

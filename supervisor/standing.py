@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from supervisor.command import start_key
 from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import RUNNING, State
 from supervisor.placement import Placement
@@ -75,7 +76,9 @@ class Standing:
     cause: str | None = None  # why the goal is what it is
     failing_since: datetime | None = None  # its first failure since it was last ready
     failure: str = ""
+    started_as: object = None  # `start_key` of the present process
     _moving_to: Placement | None = None
+    _resized_to: int | None = None
     _healed: bool = False
     _news: trio.Event = field(default_factory=trio.Event)
 
@@ -121,6 +124,10 @@ class Standing:
         self._moving_to, self.goal, self.cause = placement, Goal.RESTART, cause
         self._set(force=self.force or force)
 
+    def resize(self, slots: int) -> None:
+        """Have so many slots from the next start on."""
+        self._resized_to = slots
+
     def healed(self) -> None:
         """The cause of its failures may be gone: a wait before the next start ends now, and counting begins anew."""
         if self.state is State.BACKOFF:
@@ -165,6 +172,17 @@ class Standing:
     def placement(self) -> Placement:
         """Where it computes, or is about to: a worker that is being moved counts with its new place."""
         return self._moving_to or self.spec.placement
+
+    @property
+    def slots(self) -> int:
+        """How many requests it answers at once, or will from its next start on."""
+        return self._resized_to or self.spec.slots
+
+    @property
+    def stale(self) -> bool:
+        """Whether its process was started with settings that count no more, and nobody ends it yet."""
+        there = self.process is not None and self.goal is Goal.RUN
+        return there and self.started_as != start_key(self.house.settings, self.slots)
 
     @property
     def log_path(self) -> Path:

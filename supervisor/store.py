@@ -99,9 +99,19 @@ class ModelStore:
         trouble = self.trouble
         return f"{trouble.what}; {trouble.tried}, {self.progress or trouble.next}" if trouble is not None else None
 
+    @property
+    def present(self) -> bool:
+        """Whether every required model is in the store."""
+        return self._present.is_set()
+
     async def wait_present(self) -> None:
         """Return when every required model is in the store."""
         await self._present.wait()
+
+    def require_anew(self) -> None:
+        """Other models are required now: none counts as present until `keep` has looked."""
+        if self._present.is_set():
+            self._present = trio.Event()
 
     async def keep(self, models: Sequence[str], random_unit: Callable[[], float]) -> None:
         """Bring in what is missing; a failure is retried with back-off for as long as it takes. The store's task.

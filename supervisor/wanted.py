@@ -29,7 +29,20 @@ class WantedFile:
 
     def __init__(self, state_dir: Path, workers_setting: str) -> None:
         self._path = state_dir / "fleet.json"
-        self._workers_setting = workers_setting
+        self.workers_setting = workers_setting
+
+    @property
+    def there(self) -> bool:
+        """Whether a fleet is saved."""
+        return self._path.exists()
+
+    def forget(self, workers_setting: str) -> None:
+        """WORKERS, now this, counts from here on: what was saved is older. A disk that keeps it is said."""
+        self.workers_setting = workers_setting
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("the saved fleet cannot be removed", path=str(self._path), cause=str(error))
 
     def load(self) -> tuple[list[WorkerSpec], int] | None:
         """Return the saved workers and the next worker's number; None when there is nothing that still holds.
@@ -45,14 +58,14 @@ class WantedFile:
             self._path.replace(aside)
             log.warning("the saved fleet cannot be read; starting from WORKERS", cause=str(error), kept_as=str(aside))
             return None
-        if saved.workers_setting != self._workers_setting:
+        if saved.workers_setting != self.workers_setting:
             log.info("WORKERS has changed since the fleet was saved; WORKERS counts", saved=saved.workers_setting)
             return None
         return list(saved.workers), saved.next_number
 
     def save(self, workers: Sequence[WorkerSpec], next_number: int) -> None:
         """Write the fleet. Raises OSError when the disk does not take it; the old file is then still whole."""
-        write_whole(self._path, _Saved(self._workers_setting, next_number, list(workers)))
+        write_whole(self._path, _Saved(self.workers_setting, next_number, list(workers)))
 
 
 class QuarantineFile:

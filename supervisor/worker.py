@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from supervisor.command import PRIMARY, worker_command
+from supervisor.command import PRIMARY, start_key, worker_command
 from supervisor.errors import StartFailed
 from supervisor.health import computes_on_cpu, misplaced
 from supervisor.lifecycle import Event, State, after
@@ -48,6 +48,8 @@ class Worker(Standing):
             while True:
                 if self._moving_to is not None:
                     self.spec, self._moving_to = replace(self.spec, placement=self._moving_to), None
+                if self._resized_to is not None:
+                    self.spec, self._resized_to = replace(self.spec, slots=self._resized_to), None
                 reason = await self._live_once()
                 if self.goal is Goal.REMOVE:
                     self._move(Event.REMOVE, cause=reason)
@@ -83,6 +85,7 @@ class Worker(Standing):
                     worker_id=self.spec.id, placement=self.spec.placement, port=port, slots=self.spec.slots,
                     pdeathsig=self.house.pdeathsig,
                 )  # fmt: skip
+                self.started_as = start_key(self.house.settings, self.spec.slots)
                 stop_timeout_s = self.house.settings.stop_timeout_s
                 log_begin = _size(self.log_path)
                 async with running(

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("supervisor", "gateway")
 PURE = {
     "supervisor": {
+        "change",
         "config",
         "errors",
         "lifecycle",
@@ -19,6 +20,7 @@ PURE = {
         "placement",
         "command",
         "memory",
+        "unit_files",
         "words",
         "xid",
         "gpu_reading",

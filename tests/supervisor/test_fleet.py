@@ -287,3 +287,39 @@ async def test_a_fleet_that_cannot_be_saved_still_changes(tmp_path: Path, monkey
         monkeypatch.setattr(WantedFile, "save", full)
         (added,) = it.fleet.spawn("cpu", 1, None)
         await until(added, State.READY)
+
+
+# -- a reload --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_changed_workers_setting_adds_and_removes_no_more_than_it_must(tmp_path: Path) -> None:
+    async with yard(tmp_path, [CPU, Placement(A)]) as it:
+        one, _ = await it.ready("w1", "w2")
+        it.fleet.spawn("cpu", 1, None)
+        assert it.saved == ["w1", "w2", "w3"]
+        assert it.fleet.refit([CPU, Placement(B)], "cpu=1,gpu:1=1") == (["w3", "w2"], ["w4"])
+        assert it.fake.leases.wanted[-1] == 2
+        assert not (tmp_path / "state" / "fleet.json").exists()  # WORKERS counts from here on
+        with trio.fail_after(30):
+            while set(it.fleet.workers) != {"w1", "w4"}:
+                await trio.sleep(0.02)
+        assert (one.state, one.restarts) == (State.READY, 0)
+        with pytest.raises(NoRoom, match=f"{MOST_WORKERS} is the most"):
+            it.fleet.refit([CPU] * (MOST_WORKERS + 1), "cpu=257")
+
+
+async def test_other_slots_count_from_the_next_start_on_where_the_operator_named_none(tmp_path: Path) -> None:
+    async with yard(tmp_path, [CPU], WORKER_SLOTS="2") as it:
+        it.fleet.spawn("cpu", 1, 7)
+        one, two = await it.ready("w1", "w2")
+        it.fleet.resize(2, 3)
+        assert [(worker.slots, worker.spec.slots, worker.stale) for worker in (one, two)] == [
+            (3, 2, True),
+            (7, 7, False),
+        ]
+        saved = json.loads((tmp_path / "state" / "fleet.json").read_text())["workers"]
+        assert [row["slots"] for row in saved] == [3, 7]
+        one.restart()
+        await until(one, State.STARTING)
+        await until(one, State.READY)
+        assert (one.spec.slots, one.stale) == (3, False)
