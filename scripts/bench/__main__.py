@@ -17,7 +17,7 @@ from scripts.bench import haproxy as peer
 from scripts.bench import report
 from scripts.bench.conversations import Round, Sides, median_ms
 from scripts.bench.criteria import found_in, verdicts
-from scripts.bench.machine import ROOT
+from scripts.bench.machine import ROOT, take_files
 from scripts.bench.measurement import Measure, Options, Record, save
 
 # Each is a module here with `measure(options) -> Record`; the text is what --help says of it.
@@ -42,6 +42,7 @@ _NOT_MEASURED = (peer.NotInstalled, RuntimeError, AssertionError, OSError, httpx
 @click.option("--nice", type=click.IntRange(-20, 19), help="Run all of it at this priority; below 0 needs root.")
 def main(nice: int | None) -> None:
     """The command."""
+    take_files()
     if nice is not None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)  # whatever is started inherits it
 

@@ -5,14 +5,17 @@ short answers of 100 ms from 16 slots, while 0 to 10,000 more requests wait all 
 again); CPU of everything per answer. What watching the workers costs is in it.
 """
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from gateway.connections import bound_by_descriptors
 from scripts.bench.answers import Answer
 from scripts.bench.cost import UNARY_CONNECTIONS, Row, Sample, rows_of, sample_of, streams, unary
+from scripts.bench.haproxy import most_connections
 from scripts.bench.measurement import Options, Record, record
 from scripts.bench.peer import Peer, Running, installed
-from scripts.bench.peers import Chimera, HaProxy
+from scripts.bench.peers import MAX_CONNECTIONS, Chimera, HaProxy
 from scripts.bench.stage import Stage, ask, stage
 from scripts.bench.workers import Spec
 
@@ -43,12 +46,32 @@ def measure(options: Options) -> Record:
                           lambda side: streams(side, STREAMS, seconds))  # fmt: skip
     spec = Spec(QUEUE_SLOTS)
     sides = [peer if not isinstance(peer, Chimera) else Chimera(spec) for peer in sides]
+    queues, shorter = fitting(WAITING[:2] if options.quick else WAITING, most_waiting())
+    for line in (*left_out, *shorter):
+        options.say(line)
     with stage(sides, QUEUE_WORKERS, spec) as on:
-        for waiting in WAITING[:2] if options.quick else WAITING:
+        for waiting in queues:
             times = 1 if waiting > 5_000 else rounds
             rows += _rows(on, options, times, "unary by queue", waiting,
                           lambda side, n=waiting: queued(side, n, seconds))  # type: ignore[misc] # fmt: skip
-    return record("growth", options, sides, {"rows": [asdict(row) for row in rows], "criteria": {}}, left_out)
+    return record("growth", options, sides, {"rows": [asdict(row) for row in rows], "criteria": {}},
+                  [*left_out, *shorter])  # fmt: skip
+
+
+def most_waiting() -> int:
+    """Return how many requests may wait in either side, by the descriptors that it may have here."""
+    most = MAX_CONNECTIONS, *resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections = min(bound_by_descriptors(*most)[0], most_connections())
+    return (connections - QUEUE_WORKERS * QUEUE_SLOTS) // 100 * 100
+
+
+def fitting(lengths: Sequence[int], most: int) -> tuple[list[int], list[str]]:
+    """Return the lengths of a queue, none longer than `most`; and a line if one would have been."""
+    found = list(dict.fromkeys(min(length, most) for length in lengths))
+    if max(lengths) <= most:
+        return found, []
+    return found, [f"the longest queue is of {most:,} and not {max(lengths):,}: the limit of open files (ulimit -Hn) "
+                   "allows no more connections"]  # fmt: skip
 
 
 def queued(side: Running, waiting: int, seconds: float) -> Sample:

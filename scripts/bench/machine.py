@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # The records and reports of runs.
 WRITTEN = ("docs/bench", "README.md")
+# Descriptors that a run may use: ten thousand connections have two ends, and a proxy has two for each.
+MOST_FILES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +77,12 @@ def _git(root: Path, *words: str) -> str:
     except FileNotFoundError:
         return ""
     return said.stdout.strip() if said.returncode == 0 else ""
+
+
+def take_files() -> int:
+    """Raise this process's limit of open files, which those that it starts inherit; return how many it may open now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -23,6 +23,8 @@ from scripts.bench.workers import Spec
 from tests.fakes.chimera import ROOT, chimera, free_ports
 
 PORTS_FROM = 27_000
+# Of Chimera.
+MAX_CONNECTIONS = 20_000
 NGINX = """\
 daemon off;
 pid {folder}/nginx.pid;
@@ -189,7 +191,7 @@ class Chimera:
         settings = {
             "OLLAMA_BIN": str(worker_program), "WORKERS": f"cpu={len(workers)}", "WORKER_SLOTS": str(slots),
             "API_KEYS_REQUIRED": "true", "ACCESS_LOG": "on", "QUEUE_SIZE": "20000", "QUEUE_TIMEOUT_S": "600",
-            "MAX_CONNECTIONS": "20000",
+            "MAX_CONNECTIONS": str(MAX_CONNECTIONS),
         }  # fmt: skip
         with chimera(folder / self.name, **settings) as made:
             first = made.primary_port + 1

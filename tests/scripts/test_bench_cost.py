@@ -119,6 +119,13 @@ def test_so_many_wait_beside_those_that_are_answered(asked: Asked, waiting: int)
     assert asked.connections == waiting + growth.QUEUE_WORKERS * growth.QUEUE_SLOTS
 
 
+def test_no_queue_is_longer_than_the_connections_that_there_may_be() -> None:
+    assert growth.fitting((0, 100, 10_000), 20_000) == ([0, 100, 10_000], [])
+    lengths, (line,) = growth.fitting((0, 100, 1_000, 10_000), 900)
+    assert (lengths, "of 900 and not 10,000" in line) == ([0, 100, 900], True)
+    assert growth.most_waiting() % 100 == 0
+
+
 # -- saturation --------------------------------------------------------------------------------------------------------
 
 
@@ -174,9 +181,22 @@ def test_the_climb_ends_near_the_highest_rate_that_there_is(monkeypatch: pytest.
     steps = saturation.climb(SIDE, 64, 2000.0, (), 1.0)
     reached = min(most, saturation.MOST_RATE)
     assert reached / 1.5 < saturation.best(steps) <= reached
-    assert len(steps) < 20
+    assert len(steps) < 30
     if most < saturation.MOST_RATE:
         assert saturation.best(steps) > most / saturation.NEAR * 0.999
+
+
+def test_a_hiccup_of_the_machine_is_not_the_proxys(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def one_step(side: Running, streams: int, rate: float, cores: tuple[int, ...], seconds: float) -> Step:
+        tried.append(rate)
+        return a_step(rate, 100.0 if rate > 10_000 or tried.count(rate) == 1 else 1.0)
+
+    monkeypatch.setattr(saturation, "one_step", one_step)
+    steps = saturation.climb(SIDE, 64, 2000.0, (), 1.0)
+    assert 9_000 < saturation.best(steps) <= 10_000
+    assert {tried.count(rate) for rate in tried} == {2}
 
 
 def test_a_step_asks_for_its_rate_over_all_streams(asked: Asked) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.machine import commit, cpu_model, this_machine
+from scripts.bench.machine import commit, cpu_model, take_files, this_machine
 from scripts.bench.measurement import Options, load, record, save
 from scripts.bench.peers import Direct, Plain
 from tests.fakes.bench import MACHINE, a_record
@@ -77,6 +77,20 @@ def test_a_machine_in_one_line() -> None:
         "A Processor, 2 cores, 8 GiB, Linux 6.1.0, Python 3.11.7, commit 0123456789, load 0.2 at the start"
     )
     assert MACHINE.what == replace(MACHINE, load_1_min=7.0).what
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "after"),
+    [(1024, 4096, 4096), (1024, -1, 65_536), (1024, 1_000_000, 65_536), (100_000, 200_000, 100_000), (-1, -1, -1)],
+)
+def test_a_run_may_open_as_many_files_as_it_is_let(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, after: int
+) -> None:
+    limits = [soft, hard]
+    monkeypatch.setattr("resource.getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr("resource.setrlimit", lambda _, new: limits.__setitem__(slice(None), list(new)))
+    assert take_files() == after
+    assert limits == [after, hard]
 
 
 def test_this_machine_is_one() -> None:
