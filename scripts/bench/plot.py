@@ -67,8 +67,9 @@ def lines(words: Words, x: Axis, y: Axis, series: Sequence[Series], limit: Limit
     _axes(picture, plot, x, y)
     if limit is not None:
         picture.line(plot.left, plot.y(limit.value), plot.right, plot.y(limit.value), kind="axis", dashed=True)
-        picture.text(plot.left + 6, plot.y(limit.value) - 5, limit.text, kind="soft", size=SMALL_SIZE)
     _series(picture, plot, series, y.most)
+    if limit is not None:
+        picture.text(plot.left + 6, plot.y(limit.value) - 5, limit.text, kind="soft over", size=SMALL_SIZE)
     return picture.svg()
 
 

@@ -123,7 +123,8 @@ def saturation(made: Record) -> Section:
         some = [row for row in rows if row["streams"] == streams]
         words = Words(f"Delay of chunks, p99, by rate: {streams} streams",
                       f"From the worker's sending to the client, the proxy on one core; {limit:g} ms is the limit. "
-                      "What direct has is the measurement's own. At the names: the highest rate in time.",
+                      "What direct has is the measurement's own. "
+                      "Each dot is one try; at the names: the highest rate in time.",
                       made_with(made))  # fmt: skip
         series = [Series(row["side"], middles(row["steps"]), _dots(row["steps"]), f"{number(row['chunks_per_s'])} / s")
                   for row in some]  # fmt: skip
@@ -140,9 +141,15 @@ def saturation(made: Record) -> Section:
 
 
 def middles(steps: Sequence[Row]) -> tuple[tuple[float, float], ...]:
-    """Return a line through what was tried: rates that are near to each other are one point, in their middle."""
+    """Return a line through what was tried: rates that are near to each other are one point, in their middle.
+
+    Of a rate that was tried once more, what came of that counts.
+    """
+    after: Sequence[Row | None] = [*steps[1:], None]
+    last = [step for step, more in zip(steps, after, strict=True)
+            if more is None or more["asked_per_s"] != step["asked_per_s"]]  # fmt: skip
     groups: list[list[tuple[float, float]]] = []
-    for rate, delay in sorted(_dots(steps)):
+    for rate, delay in sorted(_dots(last)):
         if not groups or rate > groups[-1][0][0] * _BIN:
             groups.append([])
         groups[-1].append((rate, delay))

@@ -1,8 +1,8 @@
 """The highest rate of chunks that one core relays in time: 99 of 100 less than 10 ms after the worker sent them.
 
-64 streams (and 256), ever faster; a rate that was too much is tried once more. The proxy has one core to itself; workers
-and load share the others. What workers and load are late by themselves is in the delay, so `direct` says where the
-measurement itself ends.
+64 streams (and 256), ever faster; a rate that was too much is tried once more. The proxy has one core to itself;
+workers and load share the others. What workers and load are late by themselves is in the delay, so `direct` says where
+the measurement itself ends.
 """
 
 import os

@@ -16,6 +16,8 @@ PICTURES = {
     "cost-request.svg": "CPU of the proxy per request",
 }
 _MOST_PICTURES = 2
+# What `make bench` does when nothing is said.
+USUAL = "--rounds 5"
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ def lines_of(records: Mapping[str, Record]) -> list[Line]:
         rows = [{"side": row["side"], "lost": 1000 * lost_share(row)} for row in figures["rows"]]
         text = f"requests lost of 1,000, a worker killed every {figures['every_s']:g} s"
         found.append(_line(text, "", rows, "lost"))
+        found.append(_line("first byte meanwhile, p99", "ms", figures["rows"], "first_byte_p99_ms"))
     if "memory" in records:
         rows = [row | {"kib": float(row["bytes_each"]) / 1024} for row in records["memory"].figures["rows"]]
         found.append(_line("memory of an idle connection", "KiB", rows, "kib", what="idle connection"))
@@ -103,12 +106,17 @@ def _sides(rows: Sequence[Line]) -> list[str]:
 
 
 def _made(records: Sequence[Record]) -> list[str]:
-    """Return on what it was made: a line for each machine and commit that there is among the records."""
-    machines: dict[str, list[str]] = {}
+    """Return how it was made: once for each command, machine and commit that there is among the records."""
+    runs: dict[str, list[str]] = {}
     for record in records:
-        machines.setdefault(record.machine.what, []).append(record.name)
+        runs.setdefault(f"`{_command(record)}` on {record.machine.what}", []).append(record.name)
     versions = {version_of(name, text) for record in records for name, text in record.versions.items()
                 if name not in ("direct", "Chimera")}  # fmt: skip
-    made = [f"`make bench` on {machine}" + (f" ({', '.join(names)})" if len(machines) > 1 else "")
-            for machine, names in machines.items()]  # fmt: skip
+    made = [run + (f" ({', '.join(names)})" if len(runs) > 1 else "") for run, names in runs.items()]
     return ["; ".join(made) + (f"; {', '.join(sorted(versions, key=str.lower))}" if versions else "") + "."]
+
+
+def _command(record: Record) -> str:
+    """Return the `make bench` that makes such a record."""
+    options = record.command.partition(f" {record.name} ")[2]
+    return "make bench" if options == USUAL else f'make bench ARGS="{options}"'

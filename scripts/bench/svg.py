@@ -20,11 +20,13 @@ STYLE = """\
 .soft { fill: #59636e }
 .grid { stroke: #d8dee4 }
 .axis { stroke: #818b98 }
+.over { paint-order: stroke; stroke: #ffffff; stroke-width: 4px; stroke-linejoin: round }
 @media (prefers-color-scheme: dark) {
   .card { fill: #0d1117; stroke: #3d444d }
   .text { fill: #f0f6fc }
   .soft { fill: #9198a1 }
   .grid { stroke: #2a313c }
+  .over { stroke: #0d1117 }
 }
 """
 

@@ -145,6 +145,11 @@ def test_a_line_through_what_was_tried_joins_what_is_near() -> None:
     assert middles(steps) == ((3000, 4.0), (6000, 20.0)), "nobody asks for 300 a second"
 
 
+def test_of_a_rate_that_was_tried_once_more_the_line_has_what_came_of_that() -> None:
+    steps = [{"asked_per_s": 2000, "delay_p99_ms": delay} for delay in (70.0, 3.0)]
+    assert middles(steps) == ((2000, 3.0),)
+
+
 # -- what is not there -------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +235,9 @@ def test_the_projects_readme_gets_the_table_between_its_marks(folder: Path) -> N
     )
     assert "| first token of a conversation's later turns, real Ollama | – | 2,874 ms | – | 410 ms (0.14 ×) |" in text
     assert "| requests lost of 1,000, a worker killed every 10 s | 5.00 (1.00 ×) | 5.00 |" in text
+    assert (
+        "| first byte meanwhile, p99 | 1,234 ms (1.00 ×) | 1,234 ms | 1,234 ms (1.00 ×) | 1,234 ms (1.00 ×) |" in text
+    )
     assert "| memory of a waiting request of 1 KiB | 2.00 KiB (0.50 ×) | 4.00 KiB |" in text
     assert text.count("![") == 2
     assert "](docs/bench/cost-chunk.svg)" in text
@@ -260,6 +268,11 @@ def test_records_of_two_machines_are_told_apart() -> None:
     text = summary([RECORDS["cost"], other_machine], [], Path("docs/bench"))
     assert "on A Processor, 2 cores, 8 GiB, Linux 6.1.0, Python 3.11.7, commit 0123456789 (cost); " in text
     assert "on Another, 2 cores, 8 GiB, Linux 6.1.0, Python 3.11.7, commit 0123456789 (makespan)" in text
+
+
+def test_a_run_of_other_rounds_is_told_as_it_was() -> None:
+    record = replace(RECORDS["cost"], command="python -m scripts.bench cost --rounds 1 --with herd")
+    assert '`make bench ARGS="--rounds 1 --with herd"` on A Processor' in summary([record], [], Path("docs/bench"))
 
 
 def test_a_failed_request_is_in_the_table_too() -> None:
