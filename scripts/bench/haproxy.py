@@ -19,6 +19,7 @@ global
 defaults
     mode http
     option http-no-delay
+    option abortonclose
     timeout connect 5s
     timeout client 600s
     timeout server 600s

@@ -92,6 +92,11 @@ class Scheduler:
         elif job in self.line:
             self.line.remove(job)
 
+    @property
+    def under_way(self) -> int:
+        """How many jobs there are, those that wait too."""
+        return len(self.line) + sum(len(one.active) + len(one.waiting) for one in self.runners.values())
+
     def load(self, model: str) -> None:
         """Have a model loaded from the start."""
         self.runners[model] = Runner(0.0)

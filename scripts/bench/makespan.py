@@ -224,5 +224,5 @@ def _believed(url: str) -> list[str]:
 
 def loads_of(ports: Sequence[int]) -> int:
     """Return how many models these workers have loaded since they started."""
-    urls = [f"http://127.0.0.1:{port}/bench/loads" for port in ports]
+    urls = [f"http://127.0.0.1:{port}/bench" for port in ports]
     return sum(int(httpx.get(url, trust_env=False, timeout=10).json()["loads"]) for url in urls)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from scripts.bench.accounts import cpu_s
@@ -20,6 +21,7 @@ from tests.fakes.chimera import free_ports
 WORKER_PORTS_FROM = 25_000
 # Before a turn, what the turn before has left is let end: until the side uses less of a core than this, or so long.
 _QUIET_SHARE, _QUIET_LOOK_S, _QUIET_MOST_S = 0.2, 0.1, 5.0
+_IDLE_MOST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,14 @@ class Stage:
     left_out: tuple[str, ...] = ()
 
     def turns(self, number: int) -> Iterator[Running]:
-        """Yield each side once, another one first in each round, each when all of them have become quiet."""
+        """Yield each side once, another one first in each round, each when all of them have become quiet.
+
+        So have their workers: what one side still has them do would be taken from the next one's turn.
+        """
         start = number % len(self.sides)
         for side in self.sides[start:] + self.sides[:start]:
             quiet([pid for other in self.sides for pid in other.pids])
+            idle(side.workers)
             yield side
 
 
@@ -78,6 +84,21 @@ def quiet(pids: Sequence[int]) -> None:
         time.sleep(_QUIET_LOOK_S)  # noqa: TID251 - no event loop here
         if cpu_s(pids) - before < _QUIET_SHARE * (time.monotonic() - began):
             return
+
+
+def idle(ports: Sequence[int]) -> None:
+    """Wait until these workers have nothing to answer; half a minute at most."""
+    deadline = time.monotonic() + _IDLE_MOST_S
+    while any(under_way(port) for port in ports) and time.monotonic() < deadline:
+        time.sleep(_QUIET_LOOK_S)  # noqa: TID251 - no event loop here
+
+
+def under_way(port: int) -> int:
+    """Return how many requests a worker has, 0 when nobody is there."""
+    try:
+        return int(httpx.get(f"http://127.0.0.1:{port}/bench", trust_env=False, timeout=10).json()["under_way"])
+    except httpx.HTTPError:
+        return 0
 
 
 def ask(side: Running, prompt: str, connections: int, **how: object) -> Result:

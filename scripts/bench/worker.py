@@ -7,7 +7,8 @@ A prompt (of /api/chat and /v1/chat/completions: the last message) says in its w
 order and among others: `chunks=200 rate=50 size=20 first_s=0.5`. See `Answer`. Each chunk's text begins with the
 moment at which it was sent, `t=0000123456789012;` (nanoseconds of the machine's monotonic clock), so that who reads it
 can tell what the way here took, through whatever has unpacked and packed it. Each answer says in the header
-`X-Bench-Worker` on which port it was made.
+`X-Bench-Worker` on which port it was made. `/bench` says how many requests are under way, and how often a model was
+loaded.
 
 From the environment, as Ollama has it: OLLAMA_HOST, OLLAMA_NUM_PARALLEL (answers at once of each loaded model, others
 wait), OLLAMA_MAX_LOADED_MODELS (0: any number). And of its own:
@@ -101,7 +102,8 @@ class Server(Connections):
             return
         now = time.monotonic()
         loaded = [name for name, runner in self.jobs.runners.items() if runner.ready_s <= now]
-        status, body = page(request.path, self.models, loaded, self.jobs.loads)
+        own = {"loads": self.jobs.loads, "under_way": self.jobs.under_way}
+        status, body = page(request.path, self.models, loaded, own)
         kind = _JSON if isinstance(body, dict) else "text/plain; charset=utf-8"
         data = as_json(body) if isinstance(body, dict) else body
         top = head(status, kind, len(data), self.port)

@@ -56,8 +56,8 @@ def _dechunked(came: bytearray, at: int) -> tuple[bytes, int] | None:
     return None
 
 
-def page(path: str, models: Iterable[str], loaded: Collection[str], loads: int) -> tuple[int, Json | bytes]:
-    """Return status and body of what is no inference; `loads` counts those of models since the start."""
+def page(path: str, models: Iterable[str], loaded: Collection[str], own: Json) -> tuple[int, Json | bytes]:
+    """Return status and body of what is no inference; `own` is what is told that no Ollama tells."""
     details: Json = {"format": "gguf", "family": "bench", "families": ["bench"], "parameter_size": "1M"}
     match path:
         case "/":
@@ -77,6 +77,6 @@ def page(path: str, models: Iterable[str], loaded: Collection[str], loads: int) 
             return 200, {"details": details, "model_info": {}, "capabilities": ["completion"]}
         case "/v1/models":
             return 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models]}
-        case "/bench/loads":
-            return 200, {"loads": loads}
+        case "/bench":
+            return 200, own
     return 404, {"error": f"no {path} here"}

@@ -20,6 +20,7 @@ def test_haproxy_gives_no_worker_more_than_its_slots() -> None:
     text = peer.config(8080, [11500, 11501], slots=2)
     assert "balance leastconn" in text
     assert "option http-no-delay" in text, "else it holds the first bytes back"
+    assert "option abortonclose" in text, "else it has workers answer those who have left"
     assert [line.split() for line in text.splitlines() if "server w" in line] == [
         ["server", "w1", "127.0.0.1:11500", "maxconn", "2"],
         ["server", "w2", "127.0.0.1:11501", "maxconn", "2"],

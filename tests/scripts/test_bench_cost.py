@@ -1,11 +1,12 @@
 """What cost, growth and saturation reckon out of their rounds."""
 
 import math
+import socket
 from collections.abc import Mapping
 
 import pytest
 
-from scripts.bench import cost, growth, saturation
+from scripts.bench import cost, growth, saturation, stage
 from scripts.bench.cost import Sample
 from scripts.bench.load import Load, Result
 from scripts.bench.measurement import Options
@@ -224,6 +225,20 @@ def test_another_side_is_first_in_each_round() -> None:
     assert [[side.name for side in on.turns(number)] for number in range(4)] == [
         ["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"],
     ]  # fmt: skip
+
+
+def test_a_turn_begins_when_the_workers_have_nothing_left_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had: a queue that HAProxy still held took half of the slots from Chimera's turn."""
+    left = [2, 1, 0, 0]
+    monkeypatch.setattr(stage, "under_way", lambda port: left.pop(0))
+    (side,) = Stage((Running("a", (), (), (11500,)),), ()).turns(0)
+    assert (side.name, left) == ("a", [0])
+
+
+def test_a_worker_that_is_gone_has_nothing_to_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert stage.under_way(port) == 0
 
 
 def test_rows_are_shown_in_the_order_of_the_sides() -> None:

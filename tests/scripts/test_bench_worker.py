@@ -140,10 +140,10 @@ def test_who_leaves_is_taken_out_wherever_it_stands(jobs: list[Job]) -> None:
     desk.load("a")
     jobs[2].model = "b"
     desk.line.extend(jobs[:3])
-    assert desk.advance(0.0) == jobs[:1]
+    assert (desk.advance(0.0), desk.under_way) == (jobs[:1], 3)
     for job in (jobs[1], jobs[2], jobs[3], jobs[0]):
         desk.ended(job, 1.0)
-    assert (desk.advance(1.0), list(desk.line), desk.runners["a"].idle(1.0)) == ([], [], True)
+    assert (desk.advance(1.0), desk.under_way, desk.runners["a"].idle(1.0)) == ([], 0, True)
 
 
 def test_only_an_idle_model_is_unloaded(jobs: list[Job]) -> None:
@@ -243,7 +243,7 @@ def test_what_it_says_of_itself(port: int) -> None:
     assert said(port, "HEAD", "/") == (200, b"")
     assert said(port, "GET", "/nowhere")[0] == 404
     for path, name in (("/api/version", "version"), ("/api/tags", "models"), ("/api/ps", "models"),
-                       ("/api/show", "details"), ("/v1/models", "data"), ("/bench/loads", "loads")):  # fmt: skip
+                       ("/api/show", "details"), ("/v1/models", "data"), ("/bench", "loads")):  # fmt: skip
         status, body = said(port, "GET", path)
         assert (status, name in json.loads(body)) == (200, True)
 
