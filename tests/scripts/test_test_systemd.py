@@ -1,6 +1,7 @@
 """make test-systemd: how it counts what becomes of requests, and what it says where no container can be booted."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,13 +24,21 @@ ODD = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 STREAM = b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"done":false}\n'
 
 
+def _complete(asked: bytes) -> bool:
+    head, end, body = asked.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
+
+
 async def fates(*answers: bytes | None, streams: bool = False) -> Traffic:
     """What is counted of a server that gives these answers, one a connection; None: it hangs up."""
     rest = list(answers)
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
-            await stream.receive_some(65536)
+            asked = b""
+            while not _complete(asked):  # closed with bytes unread, a connection is reset, and its answer with it
+                asked += await stream.receive_some(65536)
             if (answer := rest.pop(0)) is not None:
                 await stream.send_all(answer)
 
