@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -13,20 +14,18 @@ from tests.fakes.chimera import ROOT
 
 
 @pytest.mark.timeout(1500)  # it is a whole life: six starts, a watchdog that is waited for, two removals
-def test_every_row_is_as_expected(embedded: Embedded, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_row_is_as_expected(embedded: Embedded) -> None:
     assert embedded.ollama_path.exists()
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     # not below /tmp, where systemd-nspawn mounts one of the container's own
-    folder = Path("/var/tmp") / f"chimera-systemd-{os.getpid()}"
-    folder.mkdir()
-    try:
-        machine = boot(folder, ROOT)
-    except NoMachine as error:
-        folder.joinpath("console.log").unlink(missing_ok=True)
-        pytest.skip(f"no container can be booted here: {error}")
-    try:
-        rows = carry_out(machine, os.environ, print)
-    finally:
-        machine.close()
+    with TemporaryDirectory(prefix="chimera-systemd-", dir="/var/tmp") as folder:
+        try:
+            machine = boot(Path(folder), ROOT)
+        except NoMachine as error:
+            pytest.skip(f"no container can be booted here: {error}")
+        try:
+            rows = carry_out(machine, os.environ, print)
+        finally:
+            machine.close()
     assert broken(rows) == []
