@@ -11,6 +11,7 @@ the way to a client that reads slowly, is the stream's as it is for Hypercorn.
 import email.utils
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from secrets import token_hex
 
 import structlog
@@ -218,7 +219,8 @@ class ExpressReply:
         self._bodiless = self._method == b"HEAD" or status in _BODILESS
         self._length = int(declared) if declared is not None else None
         self._chunked = declared is None and status not in _BODILESS
-        self._ahead = head_of(status, headers, chunked=self._chunked, closes=self.closes)
+        now_s = datetime.now(UTC).timestamp()
+        self._ahead = head_of(status, headers, now_s, chunked=self._chunked, closes=self.closes)
 
     async def write(self, data: bytes) -> None:
         """Send a part of the body; returns when the client has room for more. Raises ClientGone."""

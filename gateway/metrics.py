@@ -48,7 +48,7 @@ class Metrics:
             "chimera_clients_left_total", "Clients that left before their answer was whole", "phase"
         )
         self._retries = self._tally("chimera_retries_total", "Requests tried again before their client saw anything")
-        self.broken_answers = self._tally(
+        self._broken = self._tally(
             "chimera_broken_answers_total", "Answers that began and did not come to their end", "cause"
         )
         self._tokens = self._tally("chimera_tokens_total", "Tokens that the workers counted", "kind", "model")
@@ -112,7 +112,7 @@ class Metrics:
 
     def broken(self, cause: str) -> None:
         """An answer ended before it was whole; `cause` is one of gateway.phases.BREAKS."""
-        self.broken_answers.add(cause)
+        self._broken.add(cause)
 
     def render(
         self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]], *,

@@ -57,6 +57,13 @@ class Response:
             if self._head_bytes > HEAD_BYTES:
                 self._break(f"the head of its answer is longer than {HEAD_BYTES} bytes")
 
+    def take(self) -> bytes:
+        """Return what has come of the body since it was last taken: parts that came together, together."""
+        parts = self.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return body
+
     def release(self) -> None:
         """Let the parser go: the two hold each other, and would wait for the garbage collector."""
         del self._parser

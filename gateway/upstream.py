@@ -47,9 +47,8 @@ class Answer:
         Raises WorkerLost and Stalled. Cancellation loses nothing but the connection.
         """
         response = self.response
-        parts = response.parts
         due = 0.0
-        while not parts and not response.ended:
+        while not response.parts and not response.ended:
             if response.fault is not None:
                 raise WorkerLost(f"while it answered: {response.fault}")
             due = due or trio.current_time() + self._stall_timeout_s
@@ -60,9 +59,7 @@ class Answer:
             except OSError as error:
                 response.fault = str(error)
         self.ended = response.ended
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        return body
+        return response.take()
 
     async def each(self, take: Callable[[bytes, float], bool]) -> None:
         """Give what comes of the body to `take`, with trio's time, until that says True or there is something else.
@@ -71,18 +68,15 @@ class Answer:
         block.
         """
         response = self.response
-        parts = response.parts
 
         def feed(data: bytes, now: float) -> bool:
             response.feed(data)
             stop = response.ended or response.fault is not None
-            if parts:
-                body = parts[0] if len(parts) == 1 else b"".join(parts)
-                parts.clear()
-                stop = take(body, now) or stop
+            if response.parts:
+                stop = take(response.take(), now) or stop
             return stop
 
-        if parts or response.ended or response.fault is not None:
+        if response.parts or response.ended or response.fault is not None:
             return
         try:
             await self.link.each(feed, self._stall_timeout_s)
@@ -123,7 +117,6 @@ class Upstream:
 
     async def ask(self, port: int, method: str, target: bytes, headers: Headers, body: Body) -> Answer:
         """Send a request; return its answer once the head is there. It must be given to `end`.
-
 
         A pooled connection that breaks before the answer may have been closed by the worker just then, which
         says nothing about the worker: the request is sent once more on a new one. A body that comes in parts

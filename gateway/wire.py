@@ -1,7 +1,6 @@
-"""Answers that do not go through Hypercorn, as they go over an HTTP/1.1 connection. Pure but for the date."""
+"""Answers that do not go through Hypercorn, as they go over an HTTP/1.1 connection. Pure."""
 
 import email.utils
-from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -25,11 +24,14 @@ def raw_answer(said: Told, date: str, target: bytes = b"", method: bytes = b"") 
     return _head(said.status, headers) + (b"" if method == b"HEAD" else body)
 
 
-def head_of(status: int, headers: Headers, *, chunked: bool, closes: bool) -> bytes:
-    """Return the head of an answer of the express lane: `headers`, the date, and what concerns the connection."""
+def head_of(status: int, headers: Headers, at_s: float, *, chunked: bool, closes: bool) -> bytes:
+    """Return the head of an answer of the express lane: `headers`, the date, and what concerns the connection.
+
+    `at_s` is the time of day, in seconds since 1970.
+    """
     lines = [_status_line(status)]
     lines += [b"%b: %b" % header for header in headers if header[0] != b"connection"]
-    lines.append(_date_line(int(datetime.now(UTC).timestamp())))
+    lines.append(_date_line(int(at_s)))
     if chunked:
         lines.append(b"transfer-encoding: chunked")
     lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")

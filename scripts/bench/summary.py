@@ -65,7 +65,7 @@ def lines_of(records: Mapping[str, Record]) -> list[Line]:
     if "kills" in records:
         figures = records["kills"].figures
         rows = [{"side": row["side"], "lost": 1000 * lost_share(row)} for row in figures["rows"]]
-        text = f"requests lost of 1,000, a worker killed every {figures['every_s']:g} s"
+        text = f"requests lost or answers cut, of 1,000, a worker killed every {figures['every_s']:g} s"
         found.append(_line(text, "", rows, "lost"))
         found.append(_line("first byte meanwhile, p99", "ms", figures["rows"], "first_byte_p99_ms"))
     if "memory" in records:

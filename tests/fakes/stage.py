@@ -354,7 +354,7 @@ class Stage:
             assert worker.breaker.failures <= self.faults.get(worker.id, 0), f"{worker.id} is blamed for a client"
         if not self.faults:
             assert (self.hall.silences, self.hall.deaths) == ([], [])
-            assert self.hall.metrics.broken_answers.counts == {}
+            assert self.hall.metrics._broken.counts == {}
 
     async def _the_next_one_is_answered(self) -> None:
         for server in self.servers:

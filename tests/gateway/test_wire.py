@@ -6,7 +6,7 @@ import h11
 import pytest
 
 from gateway.errors import NO_PLACE, Told
-from gateway.wire import informational, raw_answer
+from gateway.wire import head_of, informational, raw_answer
 
 DATE = "Thu, 01 Jan 1970 00:00:00 GMT"
 
@@ -59,3 +59,17 @@ def test_what_is_not_informational_is_not_sent(status: int) -> None:
 def test_a_header_cannot_bring_another_with_it(header: tuple[bytes, bytes]) -> None:
     with pytest.raises(ValueError, match="header"):
         informational(102, [header])
+
+
+@pytest.mark.parametrize(("chunked", "closes"), [(False, False), (True, True)])
+def test_a_head_of_the_express_lane_is_what_a_client_reads(chunked: bool, closes: bool) -> None:
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    given = [(b"x-a", b"b"), (b"connection", b"close")]
+    client.receive_data(head_of(200, given, 0.9, chunked=chunked, closes=closes))
+    head = client.next_event()
+    assert isinstance(head, h11.Response)
+    own = [(b"x-a", b"b"), (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")]
+    own += [(b"transfer-encoding", b"chunked")] if chunked else []
+    own += [(b"connection", b"close")] if closes else []
+    assert (head.status_code, head.reason, list(head.headers)) == (200, b"OK", own)

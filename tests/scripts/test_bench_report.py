@@ -234,7 +234,7 @@ def test_the_projects_readme_gets_the_table_between_its_marks(folder: Path) -> N
         in text
     )
     assert "| first token of a conversation's later turns, real Ollama | – | 2,874 ms | – | 410 ms (0.14 ×) |" in text
-    assert "| requests lost of 1,000, a worker killed every 10 s | 5.00 (1.00 ×) | 5.00 |" in text
+    assert "| requests lost or answers cut, of 1,000, a worker killed every 10 s | 5.00 (1.00 ×) | 5.00 |" in text
     assert (
         "| first byte meanwhile, p99 | 1,234 ms (1.00 ×) | 1,234 ms | 1,234 ms (1.00 ×) | 1,234 ms (1.00 ×) |" in text
     )
