@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = str(Path(__file__).parent)
 if ROOT not in sys.path:
@@ -21,5 +21,8 @@ structlog.configure(
     ]
 )
 
+# No test is decided by time: neither by how long an example took, nor by how long it took to make one up.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # `make check` tries fewer examples of each property than `make test`: it is run after every change.
-settings.register_profile("quick", max_examples=20)
+settings.register_profile("quick", parent=settings.get_profile("untimed"), max_examples=20)

@@ -1,7 +1,7 @@
 """Waiting for a slot. The only file that waits on the dispatcher, and where the supervisor's word reaches it."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -28,7 +28,8 @@ class Waiting(Ticket):
     """A ticket somebody waits for.
 
     `since` is trio's clock at its first arrival, `waited_s` what it has spent in the queue, over all its arrivals.
-    `granted` is set with a lease, or with the word that there will be none. `notice` hears of its place.
+    `granted` is set with a lease, or with the word that there will be none; None where nobody had to wait for it.
+    `notice` hears of its place.
     """
 
     since: float = 0.0
@@ -36,7 +37,7 @@ class Waiting(Ticket):
     granted_at: float = 0.0
     request_id: str = ""
     notice: Notice | None = None
-    granted: trio.Event = field(default_factory=trio.Event)
+    granted: trio.Event | None = None
     turned_away: NoWorkerWanted | ShuttingDown | QueueFull | None = None
 
 
@@ -94,7 +95,8 @@ class Admission:
         if ticket.lease is not None:
             return ticket.lease
         try:
-            return await self._wait(ticket)
+            ticket.granted = trio.Event()
+            return await self._wait(ticket, ticket.granted)
         except BaseException:
             self.leave(ticket)
             raise
@@ -102,7 +104,7 @@ class Admission:
     def _arrive(self, ticket: Waiting) -> None:
         if self._shut:
             raise ShuttingDown
-        ticket.granted = trio.Event()
+        ticket.granted = None
         self._forgive()
         self._wake(self.dispatcher.arrive(ticket))
         self._tickets.add(ticket)
@@ -119,11 +121,11 @@ class Admission:
                 ticket.lease.worker.idle_since = now
             self._note_drained(ticket.lease.worker_id)
 
-    async def _wait(self, ticket: Waiting) -> Lease:
+    async def _wait(self, ticket: Waiting, granted: trio.Event) -> Lease:
         began = trio.current_time()
         deadline = began + self.queue_timeout_s - ticket.waited_s
         told: tuple[int, float | None] | None = None
-        while not ticket.granted.is_set() and trio.current_time() < deadline:
+        while not granted.is_set() and trio.current_time() < deadline:
             if ticket.notice is not None and (place := self.place(ticket)) != told:
                 told = place
                 await ticket.notice(*place)
@@ -131,7 +133,7 @@ class Admission:
             if ticket.notice is not None:
                 look_again_at = min(look_again_at, trio.current_time() + NOTICE_EVERY_S)
             with trio.CancelScope(deadline=min(look_again_at, deadline)):
-                await ticket.granted.wait()
+                await granted.wait()
             self._forgive()
         ticket.waited_s += trio.current_time() - began
         if ticket.lease is not None:
@@ -174,7 +176,8 @@ class Admission:
             ticket.granted_at = trio.current_time()
             if ticket.displaced:
                 ticket.turned_away = QueueFull()
-            ticket.granted.set()
+            if ticket.granted is not None:
+                ticket.granted.set()
 
     # -- for the supervisor (its protocol `Leases`) --------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class Admission:
 
     def _turn_away(self, why: type[NoWorkerWanted | ShuttingDown]) -> None:
         for ticket in self._tickets:
-            if ticket.lease is None:
+            if ticket.lease is None and ticket.granted is not None:
                 ticket.turned_away = why()
                 ticket.granted.set()
 

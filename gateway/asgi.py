@@ -10,7 +10,7 @@ import trio
 from gateway.body import Body, LaneReply
 from gateway.errors import ClientGone, GatewayError, dialect_of
 from gateway.front import Front, notice_of
-from gateway.headers import Headers, request_id_of
+from gateway.headers import Headers, first_values, request_id_of
 from gateway.ollama import Answerer, answerer
 from gateway.request import Request
 
@@ -30,6 +30,12 @@ class AsgiBody(Body):
     def __init__(self, receive: Receive) -> None:
         super().__init__()
         self._receive = receive
+        self._completed = trio.Event()
+
+    def _take(self, part: bytes, *, more: bool) -> None:
+        super()._take(part, more=more)
+        if self.complete:
+            self._completed.set()
 
     async def receive(self) -> tuple[bytes, bool]:
         """Return what comes next, and whether there is more to come. Raises ClientGone."""
@@ -156,6 +162,6 @@ def _request(scope: Message) -> Request:
         target=raw_path + (b"?" + query if query else b""),
         headers=headers,
         dialect=dialect_of(scope["path"]),
-        id=request_id_of(headers, uuid4().hex),
+        id=request_id_of(first_values(headers), uuid4().hex),
         caller=str((scope.get("client") or ("",))[0]),
     )

@@ -34,17 +34,12 @@ class Body(ABC):
     def __init__(self, ahead: tuple[bytes, bool] | None = None) -> None:
         """`ahead`: what came with the head already, and whether there is more to come."""
         self._ahead = ahead
-        self._completed = trio.Event()
+        self.complete = False  # whether all of it has been read
         self.received_bytes = 0
         self.completed_at: float | None = None
         self._waited_s = 0.0  # for the client, since it last brought PROGRESS_BYTES
         self._brought = 0
         self.too_slow = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the body has been read."""
-        return self._completed.is_set()
 
     @abstractmethod
     async def receive(self) -> tuple[bytes, bool]:
@@ -77,7 +72,7 @@ class Body(ABC):
         self.received_bytes += len(part)
         if not more:
             self.completed_at = trio.current_time()
-            self._completed.set()
+            self.complete = True
 
     async def read(self, declared: bytes | None, max_body_bytes: int, room: "Room") -> bytes:
         """Return the whole body; while it is being read it takes of `room`.

@@ -298,7 +298,12 @@ class Dispatcher:
         return not worker.shuns(ticket.model) or not any_well(self._workers.values(), ticket)
 
     def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
-        return [worker for worker in self._workers.values() if worker.free and self._may_use(worker, ticket)]
+        """Return the workers with a slot that a ticket may have now."""
+        workers, model, tried = self._workers.values(), ticket.model, ticket.excluded
+        # while one of them is well, nobody is given a slot of one that is passed over
+        if well := [worker for worker in workers if worker.takes(model) and worker.life not in tried]:
+            return well
+        return [worker for worker in workers if worker.free and self._may_use(worker, ticket)]
 
     def _give(self, ticket: Ticket, worker: WorkerSlots) -> None:
         kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)
@@ -314,22 +319,17 @@ class Dispatcher:
         if len(fitting) == 1:
             return fitting[0]
         warm = self._affinity.holders(ticket.prefix, {worker.life for worker in fitting}) if ticket.prefix.chain else ()
-        return min(
-            fitting,
-            key=lambda worker: (
-                worker.rank(ticket),
-                worker.life not in warm,
-                self._fullness(worker, ticket.model),
-                self._random_unit(),
-            ),
-        )
+        slow, random_unit = self._paces.slow(ticket.model), self._random_unit
 
-    def _fullness(self, worker: WorkerSlots, model: str | None) -> float:
-        """Return how full a worker is, of 1; a slow one, even idle, as if so many times its next lease were there."""
-        slowness = self._paces.slowness(worker.life, model)
-        return (
-            len(worker.leases) / worker.slots if slowness == 1 else (len(worker.leases) + 1) / worker.slots * slowness
-        )
+        def cost(worker: WorkerSlots) -> tuple[int, bool, float, float]:
+            slowness = slow.get(worker.life) if slow else None
+            if slowness is None:
+                fullness = len(worker.leases) / worker.slots
+            else:  # even idle, as if so many times its next lease were there
+                fullness = (len(worker.leases) + 1) / worker.slots * slowness
+            return worker.rank(ticket), worker.life not in warm, fullness, random_unit()
+
+        return min(fitting, key=cost)
 
 
 def _plainly_well(worker: WorkerSlots) -> bool:

@@ -28,14 +28,13 @@ class End(Enum):
 
 
 def is_stream(headers: Headers) -> bool:
-    """Say whether an answer comes in lines or events whose end can be judged: its headers, names in any case.
+    """Say whether an answer comes in lines or events whose end can be judged, by its headers.
 
     One whose length was declared is no stream; a compressed one cannot be read.
     """
-    given = [(name.lower(), value) for name, value in headers]
-    if value_of(given, b"content-length") is not None or value_of(given, b"content-encoding") is not None:
+    if value_of(headers, b"content-length") is not None or value_of(headers, b"content-encoding") is not None:
         return False
-    return (value_of(given, b"content-type") or b"").startswith((b"application/x-ndjson", b"text/event-stream"))
+    return (value_of(headers, b"content-type") or b"").startswith((b"application/x-ndjson", b"text/event-stream"))
 
 
 def end_of(path: str, tail: bytes) -> tuple[End, bytes]:

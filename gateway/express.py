@@ -9,9 +9,9 @@ the way to a client that reads slowly, is the stream's as it is for Hypercorn.
 """
 
 import email.utils
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from secrets import token_hex
 
 import structlog
@@ -44,7 +44,7 @@ def taken(head: Head) -> Answerer | None:
     """Return who answers a request, None when it is not one for this lane. Pure."""
     if not head.plain or head.chunked or head.method not in _METHODS or b"%" in head.target or b"#" in head.target:
         return None
-    if any(name in _MORE for name, _ in head.headers):
+    if not _MORE.isdisjoint(head.named):
         return None
     who = answerer(head.method.decode(), _path_of(head.target))
     return None if who is Answerer.GATEWAY else who
@@ -119,7 +119,7 @@ def _request(head: Head, caller: str) -> Request:
     path = _path_of(head.target)
     return Request(
         method=head.method.decode(), path=path, target=head.target, headers=head.headers, dialect=dialect_of(path),
-        id=request_id_of(head.headers, token_hex(16)), caller=caller,
+        id=request_id_of(head.named, token_hex(16)), caller=caller,
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ class ExpressReply:
         self._stream = stream
         self._body = body
         self._method = head.method
-        self.closes = _wants_close(head.headers)
+        self.closes = b"connection" in head.named and _wants_close(head.headers)
         self._ahead = b""  # the answer's head, until it goes with what follows it
         self._chunked = False
         self._bodiless = False
@@ -219,7 +219,7 @@ class ExpressReply:
         self._bodiless = self._method == b"HEAD" or status in _BODILESS
         self._length = int(declared) if declared is not None else None
         self._chunked = declared is None and status not in _BODILESS
-        now_s = datetime.now(UTC).timestamp()
+        now_s = time.time_ns() // 1_000_000_000
         self._ahead = head_of(status, headers, now_s, chunked=self._chunked, closes=self.closes)
 
     async def write(self, data: bytes) -> None:

@@ -6,7 +6,8 @@ fault is decided here.
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gateway.admission import Notice
 from gateway.body import Body, LaneReply, Room
@@ -14,7 +15,7 @@ from gateway.book import Book
 from gateway.errors import ClientGone, GatewayError, Unsendable
 from gateway.exchange import Exchange
 from gateway.fleetwide import Fleetwide
-from gateway.headers import Headers, framing_of, sendable, value_of
+from gateway.headers import Headers, framing_of, sendable
 from gateway.keyring import Keyring
 from gateway.labels import route_label
 from gateway.load_options import names_of, without_load_options
@@ -76,7 +77,7 @@ class Front:
             await answer_error(request, fault, reply)  # type: ignore[arg-type]  # every GatewayError but ClientGone is a Fault
 
     async def _serve(self, who: Answerer, request: Request, body: Body, reply: LaneReply) -> None:
-        declared = value_of(request.headers, b"content-length")
+        declared = request.named.get(b"content-length")
         if who is Answerer.PRIMARY and framing_of(request.headers) and not _is_pull(request, declared):
             async with aclosing(body.stream()) as parts:
                 await body.while_there(reply, self._exchange.to_primary(request, parts, reply))
@@ -94,7 +95,7 @@ class Front:
         if who is Answerer.PRIMARY:
             await self._exchange.to_primary(request, body or None, reply)  # HTTP/2 has bodies without framing
             return
-        kind = (value_of(request.headers, b"content-type") or b"").decode("latin1").lower()
+        kind = request.named.get(b"content-type", b"").decode("latin1").lower()
         ask = read_ask(request.path, kind, body)
         if ask.load_options and self._pin_load_options:
             request.dropped_options = names_of(ask.load_options)
@@ -121,7 +122,7 @@ def notice_of(inform: Inform | None, request: Request) -> Notice | None:
     It is told by 102 (Processing) answers (RFC 2518, 10.1), which a client that does not know them passes over
     (RFC 9110, 15.2), and as not all of them do, only if it asks. `inform` sends one of them, None: it cannot.
     """
-    if inform is None or value_of(request.headers, b"x-chimera-queue") is None:
+    if inform is None or b"x-chimera-queue" not in request.named:
         return None
 
     async def notice(position: int, estimate_s: float | None) -> None:

@@ -5,9 +5,10 @@ one of them. What can be understood in one way only is handed on as it came; thr
 """
 
 import re
-from dataclasses import dataclass, field
 
-from gateway.headers import Headers
+import msgspec
+
+from gateway.headers import Headers, Named, first_values
 
 # Request line and headers: four times what nginx takes (large_client_header_buffers); a browser's cookies and a
 # proxy's tokens fit with room to spare.
@@ -23,10 +24,10 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb"{1,32}) ([!-~]+) HTTP/([0-9])\.([0-9])")
 # RFC 9110, 5.5: no control characters but the tab. A leading blank would be a folded line. Nothing here is tried twice
 # (the possessive +): a line of 60,000 blanks must not cost their square.
-_HEADER = rb"(" + TOKEN + rb"++):[ \t]*+([\t -~\x80-\xff]*+)"
-HEADER_LINE = re.compile(_HEADER)
-_HEADER_LINES = re.compile(rb"(?:" + _HEADER + rb"\r\n)*+")
-_HEADERS = re.compile(_HEADER + rb"\r\n")
+_VALUE = rb"[\t -~\x80-\xff]*+"
+HEADER_LINE = re.compile(rb"(" + TOKEN + rb"++):[ \t]*+(" + _VALUE + rb")")
+# Only where a line begins: else each byte of a line that is no header would be tried as the beginning of one.
+_HEADERS = re.compile(rb"^(" + TOKEN + rb"++):(" + _VALUE + rb")\r\n", re.MULTILINE)
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+;=-]*)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][!-~]*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,%d}" % _LENGTH_DIGITS)
@@ -43,12 +44,11 @@ class Refused(Exception):
         self.target = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """A head that was understood: the bytes to hand on, how the body is framed, and what it says.
 
-    `headers` have lower-case names and no blanks around their values, as they came. `plain`: HTTP/1.1, and
-    handed on as it came, for nothing in it had to be written anew.
+    `headers` have lower-case names and no blanks around their values, as they came; `named` has the first value of
+    each. `plain`: HTTP/1.1, and handed on as it came, for nothing in it had to be written anew.
     """
 
     handed_on: bytes
@@ -56,7 +56,8 @@ class Head:
     length: int  # of a body that is not chunked
     method: bytes = b""
     target: bytes = b""
-    headers: Headers = field(default_factory=list)
+    headers: Headers = msgspec.field(default_factory=list)
+    named: Named = msgspec.field(default_factory=dict)
     plain: bool = False
 
 
@@ -73,63 +74,82 @@ def understand(head: bytes) -> Head:
         if len(target) > TARGET_BYTES:
             raise Refused(414, f"the request target is longer than {TARGET_BYTES} bytes")
         lines = rest + b"\r\n" if rest else b""
-        _check_lines(lines)
-        headers = [(name.lower(), value.rstrip(b" \t")) for name, value in _HEADERS.findall(lines)]
-        _check_host(headers, needed=minor == b"1")
-        chunked, length = _framed(headers, old=minor == b"0")
-        as_it_came = target.startswith(b"/") and not any(name == b"upgrade" for name, _ in headers)
+        headers = _headers(lines)
+        named = first_values(headers)
+        _check_host(headers, named, needed=minor == b"1")
+        chunked, length = _framed(headers, named, old=minor == b"0")
+        as_it_came = target.startswith(b"/") and b"upgrade" not in named
         handed_on = head + b"\r\n\r\n" if as_it_came else _rewritten(method, target, b"1." + minor, lines)
         plain = as_it_came and minor == b"1"
-        return Head(handed_on, chunked, length, method, target, headers, plain)
+        return Head(handed_on, chunked, length, method, target, headers, named, plain)
     except Refused as refused:
         refused.method, refused.target = method, target
         raise
 
 
-def _check_lines(lines: bytes) -> None:
-    """Refuse what is not so many lines, each a header."""
+def _headers(lines: bytes) -> Headers:
+    """Return the headers that whole lines are, in their order. Raises Refused where a line is none, or for too many."""
     if lines.count(b"\r\n") > HEADERS:
         raise Refused(431, f"the request has more than {HEADERS} headers")
-    if _HEADER_LINES.fullmatch(lines):
-        return
+    headers, understood = [], 0
+    for name, value in _HEADERS.findall(lines):
+        understood += len(name) + len(value) + 3  # the colon, and the line's end
+        headers.append((name.lower(), value.strip(b" \t")))
+    if understood < len(lines):  # something between or within them was passed over
+        _refuse_line(lines)
+    return headers
+
+
+def _refuse_line(lines: bytes) -> None:
+    """Raise Refused for the first line that is no header."""
     for number, line in enumerate(lines.split(b"\r\n"), start=1):
         if not HEADER_LINE.fullmatch(line):
             why = "is folded" if line[:1] in (b" ", b"\t") else "is not of the form Name: value"
             raise Refused(400, f"header line {number} {why}")
 
 
-def _check_host(headers: Headers, *, needed: bool) -> None:
+def _check_host(headers: Headers, named: Named, *, needed: bool) -> None:
     """RFC 9112, 3.2: exactly one, and a valid one."""
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1 or (needed and not hosts):
+    host = named.get(b"host")
+    if host is None:
+        if needed:
+            raise Refused(400, "a request has exactly one Host")
+        return
+    if _again(b"host", headers, named):
         raise Refused(400, "a request has exactly one Host")
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    if not _HOST.fullmatch(host):
         raise Refused(400, "Host is no host name or address")
 
 
-def _framed(headers: Headers, *, old: bool) -> tuple[bool, int]:
+def _framed(headers: Headers, named: Named, *, old: bool) -> tuple[bool, int]:
     """Return whether the body is chunked, and its length if not (RFC 9112, 6.3). Raises Refused."""
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    lengths = [value for name, value in headers if name == b"content-length"]
-    if codings and lengths:
-        raise Refused(400, "a request must not have both Content-Length and Transfer-Encoding")
-    if codings:
-        _check_codings(codings, old=old)
+    coding, length = named.get(b"transfer-encoding"), named.get(b"content-length")
+    if coding is not None:
+        if length is not None:
+            raise Refused(400, "a request must not have both Content-Length and Transfer-Encoding")
+        _check_coding(coding, again=_again(b"transfer-encoding", headers, named), old=old)
         return True, 0
-    if len(lengths) > 1:
+    if length is None:
+        return False, 0
+    if _again(b"content-length", headers, named):
         raise Refused(400, "Content-Length is there more than once")
-    if lengths and not _LENGTH.fullmatch(lengths[0]):
+    if not _LENGTH.fullmatch(length):
         raise Refused(400, f"Content-Length is not a number of at most {_LENGTH_DIGITS} digits")
-    return False, int(lengths[0]) if lengths else 0
+    return False, int(length)
 
 
-def _check_codings(codings: list[bytes], *, old: bool) -> None:
+def _again(name: bytes, headers: Headers, named: Named) -> bool:
+    """Say whether a header is there more than once."""
+    return len(named) < len(headers) and sum(other == name for other, _ in headers) > 1
+
+
+def _check_coding(coding: bytes, *, again: bool, old: bool) -> None:
     """RFC 9112, 6.1 and 6.3: chunked, once, last, and nothing else that we would have to undo."""
     if old:
         raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
-    if len(codings) > 1:
+    if again:
         raise Refused(400, "Transfer-Encoding is there more than once")
-    named = [coding.strip(b" \t").lower() for coding in codings[0].split(b",")]
+    named = [one.strip(b" \t").lower() for one in coding.split(b",")]
     if named[-1] != b"chunked" or named.count(b"chunked") > 1:
         raise Refused(400, "a request's last Transfer-Encoding must be chunked, once")
     if len(named) > 1:

@@ -1,9 +1,11 @@
 """Which headers pass, which do not, and the request id. Pure; names are lower-case bytes, as in ASGI."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 Headers = list[tuple[bytes, bytes]]
+# The first value of each name.
+Named = Mapping[bytes, bytes]
 
 # RFC 9110, 7.6.1: for one connection only; what Connection names comes on top.
 HOP_BY_HOP = frozenset(
@@ -37,6 +39,11 @@ def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | Non
         if key == name:
             return value
     return None
+
+
+def first_values(headers: Headers) -> Named:
+    """Return the first value of each header, for who asks for many of them."""
+    return dict(reversed(headers))
 
 
 def _not_passed(headers: Headers, common: frozenset[bytes]) -> frozenset[bytes]:
@@ -75,24 +82,23 @@ def sendable(method: str, target: bytes, headers: Headers) -> bool:
 def request_headers(headers: Headers, *, port: int, request_id: str, framing: Headers) -> Headers:
     """Return what a worker gets: the client's headers but for those of the connection, and our own."""
     dropped = _not_passed(headers, _NOT_FORWARDED)
-    passed = [(name, value) for name, value in headers if name not in dropped]
+    passed = [header for header in headers if header[0] not in dropped]
     host = (b"host", f"127.0.0.1:{port}".encode())
     return [host, *passed, *framing, (b"x-request-id", request_id.encode())]
 
 
-def response_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return what a client gets of a worker's headers, with lower-case names; the length stays as it is.
+def response_headers(headers: Headers) -> Headers:
+    """Return what a client gets of a worker's headers; the length stays as it is.
 
     A length beside a transfer encoding is nobody's (RFC 9112, 6.3): the body was not framed by it.
     """
-    given = [(name.lower(), value) for name, value in headers]
-    dropped = _not_passed(given, _NOT_ANSWERED)
-    if value_of(given, b"transfer-encoding") is not None:
+    dropped = _not_passed(headers, _NOT_ANSWERED)
+    if value_of(headers, b"transfer-encoding") is not None:
         dropped |= {b"content-length"}
-    return [(name, value) for name, value in given if name not in dropped]
+    return [header for header in headers if header[0] not in dropped]
 
 
-def request_id_of(headers: Headers, fresh: str) -> str:
+def request_id_of(named: Named, fresh: str) -> str:
     """Return the client's own X-Request-Id if it is harmless to log, else `fresh`."""
-    given = value_of(headers, b"x-request-id")
+    given = named.get(b"x-request-id")
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else fresh

@@ -111,7 +111,7 @@ class Keyring:
         key = self._key_of(request)
         if key is None:
             return None
-        priority = priority_of(request.headers, key.priority)
+        priority = priority_of(request.named, key.priority)
         if priority is None:
             raise BadPriority
         request.caller, request.priority = f"key:{key.id}", priority
@@ -128,7 +128,7 @@ class Keyring:
 
     def _key_of(self, request: Request) -> Key | None:
         """Return the key of a request. Raises KeyMissing, KeyUnknown and ModelsForbidden where one is required."""
-        given = presented(request.headers)
+        given = presented(request.named)
         key = self._book.find(given.secret) if given is not None and given.secret is not None else None
         if not self.required or request.method == "OPTIONS":  # a preflight never has a key (Fetch standard, CORS)
             return key

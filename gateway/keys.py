@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gateway.headers import Headers, value_of
+from gateway.headers import Named
 from gateway.limits import Limits
 
 SECRET_BYTES = 32
@@ -65,22 +65,22 @@ def digest_of(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-def presented(headers: Headers) -> Presented | None:
+def presented(named: Named) -> Presented | None:
     """Return the key that a request presents, None when it presents none.
 
     `Authorization: Bearer` (OpenAI's clients, Ollama's) or `x-api-key` (Anthropic's). Never in the URL: those are
     written into logs everywhere. Of two, one that has the form of ours counts.
     """
-    scheme, _, rest = (value_of(headers, b"authorization") or b"").strip().partition(b" ")
-    given = [rest.strip() if scheme.lower() == b"bearer" else b"", (value_of(headers, b"x-api-key") or b"").strip()]
+    scheme, _, rest = named.get(b"authorization", b"").strip().partition(b" ")
+    given = [rest.strip() if scheme.lower() == b"bearer" else b"", named.get(b"x-api-key", b"").strip()]
     if not any(given):
         return None
     return Presented(next((secret for secret in given if _FORM.fullmatch(secret)), None))
 
 
-def priority_of(headers: Headers, most: int) -> int | None:
+def priority_of(named: Named, most: int) -> int | None:
     """Return the priority that a request asks for (X-Chimera-Priority), at most `most`; None when it is no number."""
-    asked = value_of(headers, b"x-chimera-priority")
+    asked = named.get(b"x-chimera-priority")
     if asked is None:
         return 0
     return min(int(asked), most) if _PRIORITY.fullmatch(asked.strip()) else None

@@ -20,6 +20,8 @@ LOAD_OPTIONS = frozenset(
     }
 )  # fmt: skip
 
+# Without one of these there is none among a request's options.
+_MAY_BE_THERE = re.compile(rb"\\|" + b"|".join(f'"{name}"'.encode() for name in sorted(LOAD_OPTIONS)))
 # An escape in a string: half of a surrogate pair without the other is the group.
 _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 # A larger text is not read as Go would, which builds all of it: a megabyte of `0,0,0,…` takes 0.1 s and 30 MB, and for
@@ -42,7 +44,7 @@ _NOT_READ = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def load_options_of(options: bytes) -> str:
     """Return the load options in a request's `options` (JSON) in one form: `num_ctx=8192 num_gpu=99`; "" for none."""
-    if not options or options == b"null":  # nearly always
+    if not _MAY_BE_THERE.search(options):  # nearly always
         return ""
     found = {name: bytes(value) for name, value in asdict(_decoded(_known, options) or _known.decode(b"{}")).items()}
     given = sorted((name, value) for name, value in found.items() if value != b"null")

@@ -63,8 +63,7 @@ class Kind(Enum):
     HOPELESS = "hopeless"  # no server could make sense of it: the primary words the refusal, no slot is spent
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a request body asks for; `model` None when it does not say in a way that we can read.
 
     `load_options` are those that its model would be loaded with, in one form (gateway.load_options). `unloads`: its

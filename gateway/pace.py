@@ -6,7 +6,9 @@ neighbour uses too. Answers differ, so only a clear difference counts, and it is
 answer of the others, so that the slow one is tried again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.affinity import Life
 
@@ -16,11 +18,12 @@ SHARE_OF_NEWEST = 0.2
 FORGOTTEN = 0.02
 # Less than this is no difference: a worker with full slots is slower than an idle one, a long prompt than a short one.
 CLEARLY = 3.0
+_NONE: Final[Mapping[Life, float]] = {}
 
 
 @dataclass(slots=True)
 class Paces:
-    """Seconds per token, by model and life of a worker, and what follows: `slowness`."""
+    """Seconds per token, by model and life of a worker, and what follows: who is `slow`."""
 
     _paces: dict[str | None, dict[Life, float]] = field(default_factory=dict)
     _slow: dict[str | None, dict[Life, float]] = field(default_factory=dict)
@@ -41,10 +44,9 @@ class Paces:
         else:
             self._slow.pop(model, None)
 
-    def slowness(self, life: Life, model: str | None) -> float:
-        """Return how many times slower than the fastest a worker is; 1 where there is no clear difference."""
-        slow = self._slow.get(model)
-        return slow.get(life, 1.0) if slow else 1.0
+    def slow(self, model: str | None) -> Mapping[Life, float]:
+        """Return the workers that are clearly slower for a model than the fastest, and how many times: mostly none."""
+        return self._slow.get(model, _NONE)
 
     def forget(self, life: Life) -> None:
         """A worker is gone."""

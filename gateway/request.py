@@ -12,7 +12,7 @@ import trio
 
 from gateway.admission import Notice
 from gateway.errors import Dialect, Fault, Stalled, Told, error_body, error_event, error_headers, told
-from gateway.headers import Headers, value_of
+from gateway.headers import Headers, Named, first_values, value_of
 from gateway.phases import Phases
 from gateway.traceparent import TraceParent
 
@@ -75,6 +75,10 @@ class Request:
     asked: float = 0.0  # when the present attempt began (trio's clock)
     phases: Phases = field(default_factory=Phases)
     trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
+    named: Named = field(init=False)  # the first value of each header, as it came
+
+    def __post_init__(self) -> None:
+        self.named = first_values(self.headers)
 
 
 def own_headers(request: Request) -> Headers:
@@ -96,7 +100,6 @@ async def end_broken(request: Request, headers: Headers, reply: Reply, fault: Fa
     `headers` are the answer's, `last` is the end of what was sent. Nothing can be added to a body whose length was
     declared.
     """
-    headers = [(name.lower(), value) for name, value in headers]
     kind = value_of(headers, b"content-type") or b""
     sse = kind.startswith(b"text/event-stream")
     lines = sse or kind.startswith(b"application/x-ndjson")

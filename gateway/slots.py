@@ -88,11 +88,10 @@ class WorkerSlots:
     ready_at: float = 0.0
     progress_at: float | None = None
     idle_since: float = 0.0
+    life: Life = field(init=False)  # which life of the worker this is
 
-    @property
-    def life(self) -> Life:
-        """Which life of the worker this is."""
-        return (self.id, self.generation)
+    def __post_init__(self) -> None:
+        self.life = (self.id, self.generation)
 
     @property
     def free(self) -> bool:
@@ -103,6 +102,15 @@ class WorkerSlots:
     def shunned(self) -> bool:
         """Whether it is passed over while anybody else could do: by the supervisor's word, or for what it failed."""
         return self.avoided or self.breaker.open_until is not None
+
+    def takes(self, model: str | None) -> bool:
+        """Say whether it has a slot to give, and is not passed over for requests for a model."""
+        breaker = self.breaker
+        return (
+            len(self.leases) < (1 if breaker.trial else self.slots)
+            and not (self.cordoned or self.avoided or breaker.open_until is not None)
+            and model not in self.cooled
+        )
 
     def shuns(self, model: str | None) -> bool:
         """Say whether it is passed over for requests for a model."""
@@ -124,7 +132,8 @@ class WorkerSlots:
         Ollama loads a model anew when its load options change (ollama#8903).
         """
         model = ticket.model
-        return self.holds(model) and (model is None or self.load_options.get(model, "") == ticket.load_options)
+        there = model in self.loaded or self.holds(model)
+        return there and (model is None or self.load_options.get(model, "") == ticket.load_options)
 
     def rank(self, ticket: Ticket) -> int:
         """Return what a ticket would cost there: 0 nothing, 1 a load, 2 a load that may push out another model."""

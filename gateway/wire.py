@@ -24,14 +24,14 @@ def raw_answer(said: Told, date: str, target: bytes = b"", method: bytes = b"") 
     return _head(said.status, headers) + (b"" if method == b"HEAD" else body)
 
 
-def head_of(status: int, headers: Headers, at_s: float, *, chunked: bool, closes: bool) -> bytes:
+def head_of(status: int, headers: Headers, at_s: int, *, chunked: bool, closes: bool) -> bytes:
     """Return the head of an answer of the express lane: `headers`, the date, and what concerns the connection.
 
-    `at_s` is the time of day, in seconds since 1970.
+    `at_s` is the time of day, in whole seconds since 1970.
     """
     lines = [_status_line(status)]
     lines += [b"%b: %b" % header for header in headers if header[0] != b"connection"]
-    lines.append(_date_line(int(at_s)))
+    lines.append(_date_line(at_s))
     if chunked:
         lines.append(b"transfer-encoding: chunked")
     lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")

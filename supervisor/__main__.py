@@ -10,10 +10,10 @@ import gc
 import logging
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -335,7 +335,7 @@ def _spare_the_collector() -> None:
 
 
 def _wall_s() -> float:
-    return datetime.now(UTC).timestamp()
+    return time.time_ns() / 1_000_000_000  # asked several times a request: a datetime takes four times as long
 
 
 def _now_utc() -> str:

@@ -13,7 +13,7 @@ import h11
 from gateway.ending import end_of
 from gateway.framing import At, Framing
 from gateway.head import Refused
-from gateway.headers import Headers
+from gateway.headers import Headers, first_values
 from gateway.keys import digest_of, presented, priority_of
 from gateway.traceparent import parent_of, with_parent
 from scripts.fuzz.targets_gateway import headers_in
@@ -86,11 +86,11 @@ def _meaning(request: bytes) -> tuple[bytes, bytes, Headers, bytes] | None:
 def check_who(head: bytes) -> None:
     """What a request says of itself in headers: its key, its priority, its trace; nothing is made up."""
     headers = headers_in(head)
-    given = presented(headers)
+    given = presented(first_values(headers))
     if given is not None and given.secret is not None:
         assert given.secret in head
         assert len(digest_of(given.secret)) == 32
-    priority = priority_of(headers, 9)
+    priority = priority_of(first_values(headers), 9)
     assert priority is None or 0 <= priority <= 9
     parent = parent_of(headers)
     if parent is not None:

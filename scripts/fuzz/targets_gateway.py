@@ -15,7 +15,16 @@ from gateway.affinity import BLOCK_BYTES, MOST_BLOCKS, prefix_of
 from gateway.auth import is_local_name, is_local_origin, is_loopback, refusal
 from gateway.errors import QueueFull, dialect_of, error_body, error_event, told
 from gateway.fleetwide import merged_ps, models_of
-from gateway.headers import HOP_BY_HOP, Headers, framing_of, request_headers, request_id_of, response_headers, value_of
+from gateway.headers import (
+    HOP_BY_HOP,
+    Headers,
+    first_values,
+    framing_of,
+    request_headers,
+    request_id_of,
+    response_headers,
+    value_of,
+)
 from gateway.load_options import LENIENT_BYTES, LOAD_OPTIONS, load_options_of, names_of, without_load_options
 from gateway.ollama import FORWARDED, Ask, Kind, full_name, load_failed, read_ask, read_pull, runner_died, tokens_of
 
@@ -122,7 +131,8 @@ def check_headers(head: bytes) -> None:
     headers = headers_in(head)
     own = {b"host", b"x-request-id", b"content-length", b"transfer-encoding"}
     framing = framing_of(headers)
-    asked = request_headers(headers, port=11500, request_id=request_id_of(headers, "fresh"), framing=framing)
+    request_id = request_id_of(first_values(headers), "fresh")
+    asked = request_headers(headers, port=11500, request_id=request_id, framing=framing)
     names = [name for name, _ in asked]
     assert names.count(b"host") == names.count(b"x-request-id") == 1
     assert not (set(names) - own) & (HOP_BY_HOP | {b"authorization", b"cookie", b"x-api-key", b"expect"})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.ending import End, end_of, is_stream
 from gateway.ollama import TAIL_BYTES
 
-NDJSON = [(b"Content-Type", b"application/x-ndjson")]
+NDJSON = [(b"content-type", b"application/x-ndjson")]
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 MID = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
@@ -94,8 +94,8 @@ def test_whatever_a_worker_sent_there_is_an_answer(path: str, tail: bytes) -> No
     [
         (NDJSON, True),
         (SSE, True),
-        ([*NDJSON, (b"Content-Length", b"7")], False),
-        ([*NDJSON, (b"Content-Encoding", b"gzip")], False),
+        ([*NDJSON, (b"content-length", b"7")], False),
+        ([*NDJSON, (b"content-encoding", b"gzip")], False),
         ([(b"content-type", b"application/json")], False),
         ([], False),
     ],

@@ -53,7 +53,7 @@ NDJSON, SSE = b"application/x-ndjson", b"text/event-stream; charset=utf-8"
 )
 async def test_a_broken_stream_ends_with_an_error(path: str, kind: bytes, last: bytes, added: bytes) -> None:
     reply = await begun()
-    headers: Headers = [(b"Content-Type", kind)]
+    headers: Headers = [(b"content-type", kind)]
     await end_broken(request(path), headers, reply, WorkerLost("gone"), last)
     assert reply.body.startswith(added.partition(b"%s")[0])
     assert b"the worker was lost before its answer was complete" in reply.body

@@ -66,7 +66,7 @@ def test_a_head_of_the_express_lane_is_what_a_client_reads(chunked: bool, closes
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
     given = [(b"x-a", b"b"), (b"connection", b"close")]
-    client.receive_data(head_of(200, given, 0.9, chunked=chunked, closes=closes))
+    client.receive_data(head_of(200, given, 0, chunked=chunked, closes=closes))
     head = client.next_event()
     assert isinstance(head, h11.Response)
     own = [(b"x-a", b"b"), (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")]
