@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.phases import Phases, clean
-from gateway.stamps import utc_text
+from gateway.stamps import utc_us_text
 
 PATH_CHARACTERS = 200
 MODEL_CHARACTERS = 120
@@ -72,7 +72,13 @@ def _ms(at: float | None, since: float) -> int | None:
 
 def json_line(fields: Fields, at_s: float) -> str:
     """Return the line as the other lines of a JSON log are; `at_s` is the clock on the wall, seconds since 1970."""
-    line = {**fields, "event": "request", "logger": "access", "level": "info", "timestamp": utc_text(at_s, 6)}
+    line = {
+        **fields,
+        "event": "request",
+        "logger": "access",
+        "level": "info",
+        "timestamp": utc_us_text(int(at_s * 1_000_000)),
+    }
     return _encoder.encode(line).decode()
 
 

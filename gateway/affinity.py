@@ -37,12 +37,14 @@ NO_PREFIX = Prefix()
 def prefix_of(model: str, parts: Iterable[bytes], *, continues: bool) -> Prefix:
     """Return the prefix of a prompt for a model; `parts` are its text in the order in which a model reads it."""
     text = b"\0".join(parts)[: BLOCK_BYTES * MOST_BLOCKS]
+    if len(text) < BLOCK_BYTES:
+        return NO_PREFIX
     number = crc32(model.encode("utf-8", "replace"))
     chain: list[int] = []
     for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
         number = crc32(text[end - BLOCK_BYTES : end], number)
         chain.append(number)
-    return Prefix(tuple(chain), continues) if chain else NO_PREFIX
+    return Prefix(tuple(chain), continues)
 
 
 @dataclass(slots=True, eq=False)

@@ -104,7 +104,7 @@ class Exchange:
             model, request.caller, ask.prefix, load_options=ask.load_options, priority=request.priority,
             body_bytes=len(body), request_id=request.id, notice=request.notice,
         )  # fmt: skip
-        request.phases.queued_at = trio.current_time()
+        request.phases.queued_at = ticket.since
         request.unloads = ask.unloads
         tries = Tries(ticket)
         self._budget.request()
@@ -142,7 +142,9 @@ class Exchange:
 
         A worker that has it loaded all the same (its file was mended) shows that there is no reason any more.
         """
-        paused_s = None if model is None else self._lethal.paused_s(model, trio.current_time())
+        if model is None or not self._lethal:
+            return
+        paused_s = self._lethal.paused_s(model, trio.current_time())
         if paused_s is not None and not any(model in one.loaded for one in self.admission.dispatcher.ready()):
             raise ModelLethal(paused_s)
 
@@ -206,7 +208,7 @@ class Exchange:
                 self._lethal.answered(lease.model or "")
             self.metrics.first_byte(now - request.arrived)
             try:
-                await self._relay(request, answer, first, reply, lease)
+                await self._relay(request, answer, first, now, reply, lease)
             finally:
                 if request.unloads:  # others that use it there hold it by their leases
                     lease.worker.learn(lease.model, loaded=False)
@@ -226,24 +228,26 @@ class Exchange:
                 async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
                     first, tried = await answer.read(), request.phases.tries[-1]
                     tried.status, tried.sent_at = answer.status, answer.sent_at
-                    tried.first_byte_at = trio.current_time()
-                    await self._relay(request, answer, first, reply, None)
+                    now = tried.first_byte_at = trio.current_time()
+                    await self._relay(request, answer, first, now, reply, None)
         except (ConnectFailed, WorkerLost) as fault:
             if reply.started:
                 raise
             raise PrimaryAway(str(fault)) from fault
 
-    async def _relay(self, request: Request, answer: Answer, chunk: bytes, reply: Reply, lease: Lease | None) -> None:
+    async def _relay(
+        self, request: Request, answer: Answer, chunk: bytes, now: float, reply: Reply, lease: Lease | None
+    ) -> None:
         """Pass an answer on as it comes, its first `chunk` with the head: until then another worker may answer.
 
-        `lease` None: it is the primary's.
+        `chunk` came at `now`. `lease` None: it is the primary's.
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
         spent = request.spent if lease is not None else _nothing_spent
         relayed = Relayed(lease.worker if lease is not None else None, request.asked)
         try:
-            await _pass_on(answer, chunk, reply, relayed)
-            request.phases.tries[-1].last_byte_at = trio.current_time()
+            await _pass_on(answer, chunk, now, reply, relayed)
+            request.phases.tries[-1].last_byte_at = relayed.last_at or now
             if lease is not None:
                 self._look_at_end(request, answer, lease, relayed)
         except (WorkerLost, Stalled) as fault:
@@ -291,8 +295,8 @@ class Exchange:
             raise WorkerLost("its stream ended without its last word")
 
 
-async def _pass_on(answer: Answer, chunk: bytes, reply: Reply, relayed: Relayed) -> None:
-    """Pass on an answer as it comes, `chunk` first. Raises WorkerLost, Stalled, ClientGone."""
+async def _pass_on(answer: Answer, chunk: bytes, now: float, reply: Reply, relayed: Relayed) -> None:
+    """Pass on an answer as it comes, first `chunk`, which came at `now`. Raises WorkerLost, Stalled, ClientGone."""
     direct = reply.direct
     full = False
 
@@ -303,8 +307,10 @@ async def _pass_on(answer: Answer, chunk: bytes, reply: Reply, relayed: Relayed)
         return full
 
     while chunk:
-        relayed.came(chunk, trio.current_time())
+        relayed.came(chunk, now)
         await reply.write(chunk)
+        if answer.ended:
+            return
         if direct is not None:
             await answer.each(take)
             if full:
@@ -312,6 +318,7 @@ async def _pass_on(answer: Answer, chunk: bytes, reply: Reply, relayed: Relayed)
                 await direct.room()
         relayed.waits_from(trio.current_time())
         chunk = await answer.read()
+        now = trio.current_time()
 
 
 def _nothing_spent(tokens: int) -> None:

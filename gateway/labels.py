@@ -56,6 +56,8 @@ class ModelLabels:
 
     def of(self, model: str) -> str:
         """Return a model's label, OTHER where it is not known here or there are too many."""
+        if model in self._taken:
+            return model
         name = full_name(model)
         if name in self._taken:
             return name

@@ -29,6 +29,10 @@ class LethalModels:
 
     _records: dict[str, _Record] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether any model is under suspicion."""
+        return bool(self._records)
+
     def ended_a_worker(self, model: str, now: float) -> None:
         """A worker was lost while it was loading a model that nobody has loaded."""
         for name in [name for name, record in self._records.items() if now - record.at > FORGOTTEN_S]:

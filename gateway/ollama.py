@@ -194,7 +194,7 @@ def _is_empty(messages: bytes) -> bool:
 
 def _is_zero(keep_alive: object) -> bool:
     """Say whether a keep_alive is nought: a number, or a duration such as "0", "0s", "0m"."""
-    if isinstance(keep_alive, bool):
+    if keep_alive is None or isinstance(keep_alive, bool):
         return False
     if isinstance(keep_alive, int | float):
         return keep_alive == 0

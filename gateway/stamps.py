@@ -1,17 +1,24 @@
-"""The time of day as logs have it. Pure."""
+"""The time of day as logs have it: UTC, as RFC 3339 writes it. Pure.
+
+Three are written for each request: the part before the second's fraction is made once a second, and what only tells
+milliseconds once for all that happens within one.
+"""
 
 from datetime import UTC, datetime
 from functools import lru_cache
 
 
-def utc_text(at_s: float, digits: int) -> str:
-    """Return a moment (seconds since 1970) in UTC as RFC 3339 has it, cut to 1 to 6 digits of its second.
+def utc_us_text(at_us: int) -> str:
+    """Return a moment, in microseconds since 1970."""
+    second, us = divmod(at_us, 1_000_000)
+    return f"{_whole(second)}.{us:06d}Z"
 
-    Three are written for each request: the part before the second's fraction is made once a second.
-    """
-    second = int(at_s // 1)
-    micros = int((at_s - second) * 1_000_000)
-    return f"{_whole(second)}.{f'{micros:06d}'[:digits]}Z"
+
+@lru_cache(maxsize=1)
+def utc_ms_text(at_ms: int) -> str:
+    """Return a moment, in milliseconds since 1970."""
+    second, ms = divmod(at_ms, 1000)
+    return f"{_whole(second)}.{ms:03d}Z"
 
 
 @lru_cache(maxsize=4)

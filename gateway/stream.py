@@ -233,9 +233,11 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         if self._framing.at is not At.ANSWER:
             return False
         self._framing.answered()
-        self._deadline = self._reading.deadline = trio.current_time() + KEEP_ALIVE_S
-        if self._framing.ahead:
-            self._reading.cancel()
+        self._deadline = trio.current_time() + KEEP_ALIVE_S
+        if not self.express:  # Hypercorn reads on while it answers
+            self._reading.deadline = self._deadline
+            if self._framing.ahead:
+                self._reading.cancel()
         return True
 
     def _refuse(self, refused: Refused) -> None:

@@ -24,7 +24,7 @@ def test_of_a_stream_the_time_from_its_first_part_to_its_last_counts_but_not_its
         relayed.came(b"x", at)
     relayed.waits_from(60.0)  # the client took its time
     relayed.came(b"x", 60.5)
-    assert (relayed.chunks, relayed.waited_s) == (4, 3.5)
+    assert (relayed.chunks, relayed.waited_s, relayed.last_at) == (4, 3.5, 60.5)
 
 
 def test_a_workers_progress_is_its_last_part() -> None:
