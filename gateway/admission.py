@@ -68,14 +68,15 @@ class Admission:
 
     def ticket(
         self, model: str | None, caller: str = "", prefix: Prefix = NO_PREFIX, *, load_options: str = "",
-        priority: int = 0, body_bytes: int = 0, request_id: str = "", notice: Notice | None = None,
+        priority: int = 0, body_bytes: int = 0, most_tokens: int | None = None, request_id: str = "",
+        notice: Notice | None = None,
     ) -> Waiting:  # fmt: skip
         """Make the ticket of one request; it may be given to `lease` again, after a worker was lost.
 
         Callers that wait take turns; `prefix` is how the prompt begins, for the worker that still holds it.
         """
         return Waiting(
-            model, caller, prefix, load_options, priority, body_bytes,
+            model, caller, prefix, load_options, priority, body_bytes, most_tokens,
             since=trio.current_time(), request_id=request_id, notice=notice,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from gateway.affinity import Affinity, Life
 from gateway.errors import NoWorkerWanted, QueueFull
 from gateway.fair import Turns
 from gateway.line import Line
-from gateway.pace import Paces
+from gateway.pace import CLEARLY, Paces
 from gateway.slots import Lease, Ticket, WorkerSlots, any_well
 
 # How often a ticket may be passed by others that stand behind it, per slot of the worker that they are given to: by
@@ -261,10 +261,11 @@ class Dispatcher:
         return granted
 
     def _next_for(self, worker: WorkerSlots) -> Ticket | None:
-        """Return the ticket that a worker's free slot goes to: whose turn it is, but that two others may pass it.
+        """Return the ticket that a worker's free slot goes to: whose turn it is, but that three others may pass it.
 
-        One with a higher priority; and one whose model is loaded there while its own is not: else two models that
-        do not fit beside each other would push each other out with every request.
+        One with a higher priority; one whose model is loaded there while its own is not: else two models that do not
+        fit beside each other would push each other out with every request; and where the worker is slower than
+        others, one that says that it is short: a long one begun there last is what all would wait for.
         """
         if worker.shunned and not self._line.tried_again and any(map(_plainly_well, self._workers.values())):
             return None  # all wait for that other one, however many they are
@@ -285,6 +286,11 @@ class Dispatcher:
                 if chosen is not head:
                     chosen.passed += 1
                 chosen = warm
+        if chosen.passed < most and worker.life in self._paces.slower(chosen.model):
+            short = self._line.shortest(chosen, lambda one: worker.rank(one) <= worker.rank(chosen) and fits(one))
+            if short is not chosen is not head:
+                chosen.passed += 1
+            chosen = short
         if chosen is head:
             self._turns.served(head.turn, waiting=True)
         else:
@@ -319,11 +325,11 @@ class Dispatcher:
         if len(fitting) == 1:
             return fitting[0]
         warm = self._affinity.holders(ticket.prefix, {worker.life for worker in fitting}) if ticket.prefix.chain else ()
-        slow, random_unit = self._paces.slow(ticket.model), self._random_unit
+        slower, random_unit = self._paces.slower(ticket.model), self._random_unit
 
         def cost(worker: WorkerSlots) -> tuple[int, bool, float, float]:
-            slowness = slow.get(worker.life) if slow else None
-            if slowness is None:
+            slowness = slower.get(worker.life, 1.0) if slower else 1.0
+            if slowness < CLEARLY:
                 fullness = len(worker.leases) / worker.slots
             else:  # even idle, as if so many times its next lease were there
                 fullness = (len(worker.leases) + 1) / worker.slots * slowness

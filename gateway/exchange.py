@@ -102,7 +102,7 @@ class Exchange:
         model = full_name(ask.model) if ask.model else None
         ticket = self.admission.ticket(
             model, request.caller, ask.prefix, load_options=ask.load_options, priority=request.priority,
-            body_bytes=len(body), request_id=request.id, notice=request.notice,
+            body_bytes=len(body), most_tokens=ask.most_tokens, request_id=request.id, notice=request.notice,
         )  # fmt: skip
         request.phases.queued_at = ticket.since
         request.unloads = ask.unloads

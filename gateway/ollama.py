@@ -67,7 +67,8 @@ class Ask(msgspec.Struct, frozen=True):
     """What a request body asks for; `model` None when it does not say in a way that we can read.
 
     `load_options` are those that its model would be loaded with, in one form (gateway.load_options). `unloads`: its
-    keep_alive is 0, so that Ollama unloads the model when the answer has ended.
+    keep_alive is 0, so that Ollama unloads the model when the answer has ended. `most_tokens`: how long the answer may
+    become at most, None when it does not say.
     """
 
     kind: Kind
@@ -75,9 +76,12 @@ class Ask(msgspec.Struct, frozen=True):
     prefix: Prefix = NO_PREFIX
     load_options: str = ""
     unloads: bool = False
+    most_tokens: int | None = None
 
 
 _NOTHING = msgspec.Raw(b"")
+# Below nought is as long as the model likes. What no more than looks like it, in a string, only misleads a dispatcher.
+_NUM_PREDICT = re.compile(rb'"num_predict"\s*:\s*(\d{1,9})\b(?![.eE])')
 
 
 class _Body(msgspec.Struct):
@@ -91,6 +95,9 @@ class _Body(msgspec.Struct):
     context: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
     options: msgspec.Raw = _NOTHING
+    max_tokens: msgspec.Raw = _NOTHING
+    max_completion_tokens: msgspec.Raw = _NOTHING
+    max_output_tokens: msgspec.Raw = _NOTHING
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -113,8 +120,18 @@ def read_ask(path: str, content_type: str, body: bytes) -> Ask:
     kind = Kind.INFERENCE if large else _kind(path, fields)
     prefix = _prefix(path, fields) if kind is Kind.INFERENCE else NO_PREFIX
     if not path.startswith("/api/"):
-        return Ask(kind, fields.model, prefix)
-    return Ask(kind, fields.model, prefix, load_options_of(bytes(fields.options)), unloads=_is_zero(fields.keep_alive))
+        most = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
+        return Ask(kind, fields.model, prefix, most_tokens=_whole_number(bytes(most)))
+    options = bytes(fields.options)
+    said = _NUM_PREDICT.search(options)
+    return Ask(
+        kind, fields.model, prefix, load_options_of(options), unloads=_is_zero(fields.keep_alive),
+        most_tokens=int(said[1]) if said else None,
+    )  # fmt: skip
+
+
+def _whole_number(said: bytes) -> int | None:
+    return int(said) if said.isdigit() and len(said) < 10 else None
 
 
 def _prefix(path: str, fields: _Body) -> Prefix:

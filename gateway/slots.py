@@ -12,7 +12,8 @@ class Ticket:
     """A request waiting for a slot. `excluded` are the lives of workers that it has tried.
 
     `caller` is whom it is to be fair to, `prefix` how its prompt begins, `load_options` what it wants its model loaded
-    with, `priority` what lets it pass others, `body_bytes` what is held for it while it waits. It stands by `turn`,
+    with, `priority` what lets it pass others, `body_bytes` what is held for it while it waits, `most_tokens` how long
+    its answer may become (None: as long as the model likes). It stands by `turn`,
     then by `number`; `passed` counts those that were served before it though they stood behind it. `displaced`: it
     had to leave the full queue for a caller that had less in it.
     """
@@ -23,6 +24,7 @@ class Ticket:
     load_options: str = ""
     priority: int = 0
     body_bytes: int = 0
+    most_tokens: int | None = None
     number: int = 0
     turn: float = 0.0
     passed: int = 0

@@ -22,7 +22,7 @@ import httpx
 import psutil
 
 from scripts.bench.answers import Answer
-from scripts.bench.load import Result, quantile
+from scripts.bench.load import Asks, Result, quantile
 from scripts.bench.measurement import Options, Record, record
 from scripts.bench.peer import Running, installed
 from scripts.bench.peers import Chimera, HaProxy, Nginx, Plain
@@ -116,11 +116,11 @@ def sample_of(result: Result, kills: int) -> Sample:
     )  # fmt: skip
 
 
-def prompts(seed: int, tokens: tuple[int, int] = TOKENS, count: int = 500) -> tuple[tuple[str, str], ...]:
+def prompts(seed: int, tokens: tuple[int, int] = TOKENS, count: int = 500) -> Asks:
     """Return what is asked, for all sides alike: answers of so many tokens, from and to."""
     chance = random.Random(seed)  # noqa: S311 - lengths, not secrets
     asked = [Answer(chance.randint(*tokens), TOKENS_PER_S, 24, FIRST_S) for _ in range(count)]
-    return tuple(("bench", one.prompt("n{n}")) for one in asked)
+    return tuple(("bench", one.prompt("n{n}"), None) for one in asked)
 
 
 def measure(options: Options) -> Record:

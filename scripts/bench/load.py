@@ -11,6 +11,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# Of each request: its model, its prompt, and how many tokens its answer may have at most (None: not said).
+Asks = tuple[tuple[str, str, int | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What to ask.
@@ -27,7 +31,7 @@ class Load:
     urls: tuple[str, ...]
     connections: int
     prompt: str = ""
-    asks: tuple[tuple[str, str], ...] = ()
+    asks: Asks = ()
     stream: bool = False
     seconds: float = 0.0
     spread_s: float = 0.0
@@ -43,10 +47,12 @@ class Load:
 
     def request(self, number: int, host: str) -> bytes:
         """Return the request with this number, head and body."""
-        model, prompt = self.asks[(number - 1) % len(self.asks)] if self.asks else (self.model, self.prompt)
+        alike = (self.model, self.prompt, None)
+        model, prompt, most = self.asks[(number - 1) % len(self.asks)] if self.asks else alike
         prompt = prompt.replace("{n}", str(number))
         asked = {"messages": [{"role": "user", "content": prompt}]} if "chat" in self.path else {"prompt": prompt}
-        body = json.dumps({"model": model, "stream": self.stream, **asked}).encode()
+        said = {} if most is None else {"options": {"num_predict": most}}
+        body = json.dumps({"model": model, "stream": self.stream, **asked, **said}).encode()
         own = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return (f"POST {self.path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{own}"
                 f"Content-Length: {len(body)}\r\n\r\n").encode() + body  # fmt: skip
@@ -102,5 +108,5 @@ def run_load(load: Load) -> Result:
 def read_load(fields: dict[str, Any]) -> Load:
     """Return the load that JSON describes."""
     tuples = {name: tuple(fields[name]) for name in ("urls", "pids", "cpus")}
-    tuples["asks"] = tuple((model, prompt) for model, prompt in fields["asks"])
+    tuples["asks"] = tuple(tuple(ask) for ask in fields["asks"])
     return Load(**(fields | tuples))

@@ -2,8 +2,8 @@
 
 Three scenes, each before four workers of four slots (Ollama's and Chimera's default), so that most of the batch waits:
 
-- mixed: answers of very different length on equal workers. Seven of ten are short (a label, a title: 10 to 60 tokens),
-  the others long (a summary, code: 200 to 600), in random order.
+- mixed: answers of very different length on equal workers. Seven of ten are short (a label, a title: 10 to 60 tokens)
+  and say so (num_predict 64), the others long (a summary, code: 200 to 600) and say nothing, in random order.
 - unequal: the same batch, but one of the workers is four times slower: an old card beside new ones.
 - two models: half of the requests are for one model and half for another, in random order, and a worker holds one at a
   time, as a card does that is not large enough for both. As in Ollama, the request at the head of a worker's line waits
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 import httpx
 
 from scripts.bench.answers import Answer
-from scripts.bench.load import Result, quantile
+from scripts.bench.load import Asks, Result, quantile
 from scripts.bench.measurement import Options, Record, record
 from scripts.bench.peer import Peer, Running, installed
 from scripts.bench.peers import Nginx, peers
@@ -38,12 +38,11 @@ FASTER, QUICK_FASTER = 4.0, 40.0
 TOKENS_PER_S, FIRST_S = 100.0, 0.1
 SHORT, LONG = (10, 60), (200, 600)
 LONG_SHARE = 0.3
+SHORT_SAY = 64
 LOAD_S = 1.5
 SLOW = 0.25
 # Chimera asks its workers every ten seconds what they have loaded.
 FORGET_TIMEOUT_S = 30.0
-
-Asks = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +97,13 @@ Turn = Mapping[str, Sample]
 
 
 def batch(seed: int, count: int, models: Sequence[str], faster: float) -> Asks:
-    """Return the model and the prompt of each request, in the order in which they are asked."""
+    """Return the model, the prompt and num_predict of each request, in the order in which they are asked."""
     chance = random.Random(seed)  # noqa: S311 - lengths, not secrets
     asks = []
     for number in range(count):
         least, most = LONG if chance.random() < LONG_SHARE else SHORT
         answer = Answer(chance.randint(least, most), TOKENS_PER_S * faster, first_s=FIRST_S / faster)
-        asks.append((chance.choice(models), answer.prompt(f"n{number}")))
+        asks.append((chance.choice(models), answer.prompt(f"n{number}"), SHORT_SAY if most == SHORT[1] else None))
     return tuple(asks)
 
 

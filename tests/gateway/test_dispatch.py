@@ -354,13 +354,14 @@ class Rush(RuleBasedStateMachine):
     @rule(
         target=held, model=MODELS, caller=st.sampled_from("xyz"), blocks=st.integers(0, 3),
         load_options=st.sampled_from(["", "", "num_ctx=8"]), priority=st.sampled_from([0, 0, 1, 2]),
-        body_bytes=st.integers(0, 9),
+        body_bytes=st.integers(0, 9), most_tokens=st.sampled_from([None, 8, 99]),
     )  # fmt: skip
     def arrive(
-        self, model: str | None, caller: str, blocks: int, load_options: str, priority: int, body_bytes: int
-    ) -> Ticket:
+        self, model: str | None, caller: str, blocks: int, load_options: str, priority: int, body_bytes: int,
+        most_tokens: int | None,
+    ) -> Ticket:  # fmt: skip
         prefix = prefix_of("m", [caller.encode() * BLOCK_BYTES * blocks], continues=True)
-        ticket = Ticket(model, caller, prefix, load_options, priority, body_bytes)
+        ticket = Ticket(model, caller, prefix, load_options, priority, body_bytes, most_tokens)
         self.grants[ticket] = 0
         free = any(worker.free and self.may_use(ticket, worker) for worker in self.desk.ready())
         full = len(self.desk.waiting) >= self.desk.queue_size or self.desk.waiting_bytes + body_bytes > QUEUE_BYTES
@@ -705,6 +706,42 @@ def test_a_higher_priority_goes_first_and_does_not_starve_the_rest() -> None:
     assert order[0] in urgent
     assert order.index(plain[0]) <= PASSES_PER_SLOT
     assert [one for one in order if one in urgent] == urgent[: len(order) - sum(one in plain for one in order)]
+
+
+def with_a_slower_worker() -> tuple[Dispatcher, dict[str, Ticket]]:
+    """Return a desk of which "b" takes twice as long as "a", and what each of the two is busy with."""
+    desk, running = dispatcher(1000), {}
+    for name, pace in (("a", 0.1), ("b", 0.2)):
+        ready(desk, name, 1, "m")
+        running[name] = arrived(desk)
+        lease = running[name].lease
+        assert lease is not None
+        for _ in range(5):
+            desk.took(lease, pace)
+    return desk, running
+
+
+def test_a_slower_worker_gets_the_shortest_of_those_that_wait() -> None:
+    desk, running = with_a_slower_worker()
+    waiting = [Ticket("m", most_tokens=most) for most in (None, 500, 20, 60)]
+    for ticket in waiting:
+        desk.arrive(ticket)
+    assert desk.cancel(running["b"]) == [waiting[2]]
+    assert desk.cancel(running["a"]) == [waiting[0]], "the faster one goes by turns"
+    assert desk.cancel(waiting[2]) == [waiting[3]]
+    assert desk.cancel(waiting[3]) == [waiting[1]]
+
+
+def test_a_long_one_is_not_passed_for_ever_where_only_the_slower_worker_is_left() -> None:
+    desk, running = with_a_slower_worker()
+    long = arrived(desk)
+    for _ in range(50):
+        desk.arrive(Ticket("m", "chatty", most_tokens=8))
+    last, order = running["b"], []
+    while long.lease is None:
+        (last,) = desk.cancel(last)
+        order.append(last)
+    assert len(order) <= PASSES_PER_SLOT + 1
 
 
 # -- the full queue --------------------------------------------------------------------------------------------------

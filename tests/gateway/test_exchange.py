@@ -379,7 +379,7 @@ async def test_a_worker_much_slower_than_another_is_known_by_its_answers(hall: H
             nursery.start_soon(ask, hall)
     lives = {worker.id: worker.life for worker in hall.admission.dispatcher.ready()}
     paces = hall.admission.dispatcher._paces
-    slow = paces.slow("m:latest")
+    slow = paces.slower("m:latest")
     assert (slow[lives["a"]] > 5, lives["b"] in slow) == (True, False)
 
 

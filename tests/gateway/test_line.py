@@ -9,7 +9,7 @@ from gateway.slots import Ticket
 TICKETS = st.lists(
     st.builds(
         Ticket, st.sampled_from(["m", "n", None]), st.sampled_from("xy"), priority=st.integers(0, 2),
-        body_bytes=st.integers(0, 9), turn=st.integers(0, 5).map(float),
+        body_bytes=st.integers(0, 9), turn=st.integers(0, 5).map(float), most_tokens=st.sampled_from([None, 8, 99]),
     ),
     max_size=20,
 )  # fmt: skip
@@ -36,6 +36,11 @@ def test_each_question_is_answered_as_a_look_at_all_of_them_would(tickets: list[
     by_rank = sorted(left, key=lambda one: (-one.priority, one.turn, one.number))
     assert [line.position(one) for one in by_rank] == list(range(1, len(by_rank) + 1))
     for head in left:
+        alike = [one for one in left if (one.model, one.priority) == (head.model, head.priority)]
+        least = min((one.most_tokens for one in alike if one.most_tokens is not None), default=None)
+        assert line.shortest(head, anyone).most_tokens == least
+        if head.most_tokens == least:
+            assert line.shortest(head, anyone) is head
         urgent = [one for one in left if one.priority > head.priority]
         most = max((one.priority for one in urgent), default=None)
         expected = next((one for one in urgent if one.priority == most), head)

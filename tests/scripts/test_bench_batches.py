@@ -39,8 +39,9 @@ def test_a_side_that_lost_requests_proves_nothing() -> None:
 def test_every_side_is_asked_the_same_batch_and_each_round_another() -> None:
     one, same, other = (makespan.batch(seed, 50, ("a", "b"), 4.0) for seed in (1, 1, 2))
     assert one == same != other
-    assert {model for model, _ in one} == {"a", "b"}
-    assert all(read_answer(prompt).rate == makespan.TOKENS_PER_S * 4 for _, prompt in one)
+    assert {model for model, _, _ in one} == {"a", "b"}
+    assert all(read_answer(prompt).rate == makespan.TOKENS_PER_S * 4 for _, prompt, _ in one)
+    assert all((most is None) is (read_answer(prompt).chunks > 60) for _, prompt, most in one)
 
 
 def answered(count: int, failed: int, broken: int) -> Result:
