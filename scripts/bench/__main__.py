@@ -141,19 +141,23 @@ def write_report(folder: Path, say: "_Say") -> None:
 
 @main.command()
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds of each side.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Workers.")
+@click.option("--slots", type=click.IntRange(1), default=2, show_default=True, help="Slots of each.")
 @click.option("--talks", type=click.IntRange(1), default=4, show_default=True, help="Conversations at once.")
 @click.option("--turns", type=click.IntRange(2), default=5, show_default=True, help="Turns of each.")
 @click.option("--words", type=click.IntRange(1), default=250, show_default=True, help="Words that each begins with.")
 @click.option("--least", type=float, default=5.0, show_default=True, help="Exit 1 if Chimera is less times as fast.")
-def conversations(rounds: int, talks: int, turns: int, words: int, least: float) -> None:
-    """First token of later turns, real Ollama, two workers of two slots: Chimera and HAProxy leastconn."""
+def conversations(rounds: int, workers: int, slots: int, talks: int, turns: int, words: int, least: float) -> None:
+    """First token of later turns, real Ollama: Chimera and HAProxy leastconn."""
     console = Console()
     try:
-        both = talks_module.compare(rounds, say_on(console), talks=talks, turns=turns, words=words)
+        both = talks_module.compare(
+            rounds, say_on(console), workers=workers, slots=slots, talks=talks, turns=turns, words=words
+        )
     except _NOT_MEASURED as error:
         raise click.ClickException(str(error)) from error
-    console.print(_table(both, f"First token of turns 2 to {turns}: {talks} conversations, {talks_module.WORKERS} "
-                               f"workers of {talks_module.SLOTS} slots, {talks_module.MODEL}"))  # fmt: skip
+    console.print(_table(both, f"First token of turns 2 to {turns}: {talks} conversations, {workers} workers, "
+                               f"slots of each: {slots}, {talks_module.MODEL}"))  # fmt: skip
     console.print(f"Chimera: {both.times:.1f} times as fast to the first token (median of the rounds)")
     if both.times < least:
         raise click.ClickException(f"less than {least:g} times")

@@ -1,7 +1,9 @@
 """Conversations with real Ollama: how soon later turns begin to be answered, by Chimera and by HAProxy leastconn.
 
-Several conversations go on at once on two workers of two slots, as an agent's do that works on several things in step:
-each begins with a longer text, then asks short questions about it, and all ask their next one when all are answered.
+Several conversations go on at once, as an agent's do that works on several things in step: each begins with a longer
+text, then asks short questions about it, and all ask their next one when all are answered. Two scenes: two workers of
+two slots, where chance alone meets the right worker every other time, and four workers of one slot, as on a machine
+with four cards.
 Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
 elsewhere. (Each asking again at once by itself, there would be nothing to choose: the only free slot would be the one
 that the same conversation has just left.)
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -28,7 +31,8 @@ from scripts.bench.workers import Spec
 from tests.fakes.chimera import chimera, free_ports
 
 MODEL = "gemma3:270m"
-WORKERS, SLOTS = 2, 2
+# Workers, slots of each, and the criterion (criteria.py) that it decides.
+SCENES = ((2, 2, "turns_times_sooner_of_two"), (4, 1, "turns_times_sooner_of_four"))
 TALKS, TURNS, FIRST_WORDS = 4, 5, 250
 PEER_PORT_FROM = 28_000
 
@@ -203,8 +207,9 @@ class Sides:
 
 
 def compare(
-    rounds: int, say: Callable[[str], None], *, talks: int = TALKS, turns: int = TURNS, words: int = FIRST_WORDS
-) -> Sides:
+    rounds: int, say: Callable[[str], None], *, workers: int = SCENES[0][0], slots: int = SCENES[0][1],
+    talks: int = TALKS, turns: int = TURNS, words: int = FIRST_WORDS,
+) -> Sides:  # fmt: skip
     """Hold conversations through HAProxy and through Chimera, in turn, before the same workers.
 
     Raises NotInstalled without HAProxy, RuntimeError when one was not answered.
@@ -212,13 +217,13 @@ def compare(
     name, both = peer.version(), Sides([], [])
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        settings = {"OLLAMA_BIN": "", "WORKERS": f"cpu={WORKERS}", "WORKER_SLOTS": str(SLOTS), "CANARY_AFTER_S": "0"}
+        settings = {"OLLAMA_BIN": "", "WORKERS": f"cpu={workers}", "WORKER_SLOTS": str(slots), "CANARY_AFTER_S": "0"}
         with chimera(folder, **settings, OLLAMA_MODELS=f"{folder}/models") as made:
-            made.start().ready(WORKERS)
+            made.start().ready(workers)
             ports = [int(row["port"]) for row in made.instances()]
             warm_up(ports, MODEL)
             (port,) = free_ports(1, PEER_PORT_FROM)
-            with peer.haproxy(port, ports, SLOTS, folder) as url:
+            with peer.haproxy(port, ports, slots, folder) as url:
                 for number in range(rounds):
                     for side, where in ((both.theirs, url), (both.ours, made.url)):
                         seed = number * 2 + (side is both.ours)  # nobody finds the other's prompts in a cache
@@ -229,18 +234,25 @@ def compare(
 
 
 def measure(options: Options) -> Record:
-    """Measure it, three rounds at most: a round takes half a minute. Raises NotInstalled, RuntimeError."""
-    rounds = 1 if options.quick else min(options.rounds, 3)
-    both = compare(rounds, options.say, talks=2 if options.quick else TALKS)
-    sides = {
-        name: {
-            "median_ms": median_ms(held),
-            "longest_ms": max(seconds for one in held for seconds in one.later_s) * 1e3,
-            "rounds_s": [one.total_s for one in held],
-            "rounds_median_ms": [median_ms([one]) for one in held],
-        }
-        for name, held in (("HAProxy", both.theirs), ("Chimera", both.ours))
+    """Measure it. Raises NotInstalled, RuntimeError."""
+    rounds, talks = (1, 2) if options.quick else (options.rounds, TALKS)
+    scenes: list[dict[str, Any]] = []
+    criteria: dict[str, float] = {}
+    for workers, slots, criterion in SCENES:
+        options.say(f"{workers} workers, slots of each: {slots}")
+        both = compare(rounds, options.say, workers=workers, slots=slots, talks=talks)
+        criteria[criterion] = both.times
+        sides = {"HAProxy": _figures(both.theirs), "Chimera": _figures(both.ours)}
+        scenes.append({"workers": workers, "slots": slots, "sides": sides, "times_sooner": both.times})
+    figures = {"scenes": scenes, "model": MODEL, "talks": talks, "turns": TURNS, "words": FIRST_WORDS,
+               "criteria": criteria}  # fmt: skip
+    return record("conversations", options, [HaProxy(), Chimera(Spec(SCENES[0][1]))], figures)
+
+
+def _figures(held: Sequence[Round]) -> dict[str, Any]:
+    return {
+        "median_ms": median_ms(held),
+        "longest_ms": max(seconds for one in held for seconds in one.later_s) * 1e3,
+        "rounds_s": [one.total_s for one in held],
+        "rounds_median_ms": [median_ms([one]) for one in held],
     }
-    figures = {"sides": sides, "model": MODEL, "workers": WORKERS, "slots": SLOTS, "talks": TALKS, "turns": TURNS,
-               "words": FIRST_WORDS, "criteria": {"turns_times_sooner": both.times}}  # fmt: skip
-    return record("conversations", options, [HaProxy(), Chimera(Spec(SLOTS))], figures)

@@ -39,7 +39,13 @@ CRITERIA = (
     Criterion("chunks_per_s", "chunks a second on one core, p99 delay under 10 ms", least=12_000),
     Criterion("makespan_two_models", "makespan with two models, in HAProxy leastconn's", " times", most=0.5),
     Criterion("makespan_unequal", "makespan with unequal workers, in the best peer's", " times", most=1),
-    Criterion("turns_times_sooner", "first token of later turns, times sooner than HAProxy leastconn", least=6),
+    Criterion(
+        "turns_times_sooner_of_two",
+        "first token of later turns, two workers, sooner than HAProxy leastconn",
+        " times",
+        least=6,
+    ),
+    Criterion("turns_times_sooner_of_four", "the same, four workers", " times", least=6),
     Criterion("decision_us", "a dispatch decision, 256 workers and 10,000 waiting", " µs", most=50),
 )
 

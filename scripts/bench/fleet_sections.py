@@ -42,23 +42,27 @@ def conversations(made: Record) -> Section:
     """How soon later turns begin."""
     section = Section("Conversations: the first token of later turns")
     figures = made.figures
-    sides: Mapping[str, Row] = figures["sides"]
-    about = f"{figures['talks']} conversations in step, {figures['workers']} workers of {figures['slots']} slots"
-    words = Words("Time to the first token of later turns, real Ollama",
-                  f"Median, ms; {figures['model']}, {about}. Less is better.", made_with(made))  # fmt: skip
-    picture = bars(
-        words, [Bar(side, one["median_ms"], f"{number(one['median_ms'])} ms") for side, one in sides.items()]
-    )
-    section.show("conversations.svg", picture, "Time to the first token of later turns")
-    heads = ("through", "median, ms", "longest, ms", "each round's median, ms", "a round took, s")
-    section.say(*table(heads, [
-        [side, number(one["median_ms"]), number(one["longest_ms"]),
-         ", ".join(number(value) for value in one["rounds_median_ms"]),
-         ", ".join(number(value) for value in one["rounds_s"])]
-        for side, one in sides.items()
-    ]))  # fmt: skip
-    sooner = figures["criteria"]["turns_times_sooner"]
-    section.say(f"Through Chimera the first token comes {number(sooner)} times sooner (median of the rounds' ratios).")
+    for scene in figures["scenes"]:
+        sides: Mapping[str, Row] = scene["sides"]
+        workers = f"{scene['workers']} workers of {scene['slots']} slot{'s' * (scene['slots'] > 1)}"
+        words = Words(
+            f"Time to the first token of later turns, {workers}",
+            f"Median, ms; real Ollama, {figures['model']}, {figures['talks']} conversations in step. Less is better.",
+            made_with(made),
+        )  # fmt: skip
+        picture = bars(
+            words, [Bar(side, one["median_ms"], f"{number(one['median_ms'])} ms") for side, one in sides.items()]
+        )
+        section.show(f"conversations-{scene['workers']}.svg", picture, words.title)
+        heads = (workers, "median, ms", "longest, ms", "each round's median, ms", "a round took, s")
+        section.say(*table(heads, [
+            [side, number(one["median_ms"]), number(one["longest_ms"]),
+             ", ".join(number(value) for value in one["rounds_median_ms"]),
+             ", ".join(number(value) for value in one["rounds_s"])]
+            for side, one in sides.items()
+        ]))  # fmt: skip
+        sooner = number(scene["times_sooner"])
+        section.say(f"Through Chimera the first token comes {sooner} times sooner (median of the rounds' ratios).")
     return section
 
 

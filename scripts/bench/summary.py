@@ -12,7 +12,7 @@ from scripts.bench.section import Row, lost_share, version_of
 PICTURES = {
     "cost-chunk.svg": "CPU of the proxy per streamed chunk",
     "makespan-two-models.svg": "Makespan of a batch for two models",
-    "conversations.svg": "Time to the first token of later turns",
+    "conversations-4.svg": "Time to the first token of later turns",
     "cost-request.svg": "CPU of the proxy per request",
 }
 _MOST_PICTURES = 2
@@ -59,9 +59,10 @@ def lines_of(records: Mapping[str, Record]) -> list[Line]:
                 _line(f"makespan: {text}", "s", records["makespan"].figures["rows"], "makespan_s", scene=scene)
             )
     if "conversations" in records:
-        sides = records["conversations"].figures["sides"]
-        rows = [{"side": side, **one} for side, one in sides.items()]
-        found.append(_line("first token of a conversation's later turns, real Ollama", "ms", rows, "median_ms"))
+        for scene in records["conversations"].figures["scenes"]:
+            rows = [{"side": side, **one} for side, one in scene["sides"].items()]
+            text = f"first token of a conversation's later turns, real Ollama, {scene['workers']} workers"
+            found.append(_line(text, "ms", rows, "median_ms"))
     if "kills" in records:
         figures = records["kills"].figures
         rows = [{"side": row["side"], "lost": 1000 * lost_share(row)} for row in figures["rows"]]

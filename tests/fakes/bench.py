@@ -86,8 +86,10 @@ def all_records() -> dict[str, Record]:
         "makespan": a_record("makespan", {"rows": batches, "workers": 4, "slots": 4, "requests": 192, "faster": 4.0,
                                           "load_s": 1.5, "slow": 0.25, "criteria": {}}),
         "conversations": a_record("conversations", {
-            "sides": talks, "model": "tiny", "workers": 2, "slots": 2, "talks": 4, "turns": 5, "words": 250,
-            "criteria": {"turns_times_sooner": 7.01}}),
+            "scenes": [{"workers": workers, "slots": slots, "sides": talks, "times_sooner": 7.01}
+                       for workers, slots in ((2, 2), (4, 1))],
+            "model": "tiny", "talks": 4, "turns": 5, "words": 250,
+            "criteria": {"turns_times_sooner_of_two": 7.01}}),
         "kills": a_record("kills", {"rows": killed, "criteria": {}, "workers": 4, "slots": 4, "clients": 8,
                                     "every_s": 10.0, "load_s": 1.5, "restart_pause_s": 1.0}),
         "memory": a_record("memory", {"rows": held, "criteria": {}, "count": 1000, "memory": "PSS"}),

@@ -116,7 +116,8 @@ def test_every_picture_is_there_and_every_side_in_it(folder: Path) -> None:
     assert pictures == {
         "cost-request.svg", "cost-chunk.svg", "cost-streams.svg", "growth-workers-chunk.svg", "saturation-64.svg",
         "growth-workers-request.svg", "growth-queue.svg", "saturation-256.svg", "makespan-mixed.svg",
-        "makespan-unequal.svg", "makespan-two-models.svg", "conversations.svg", "kills.svg", "memory-idle.svg",
+        "makespan-unequal.svg", "makespan-two-models.svg", "conversations-2.svg", "conversations-4.svg",
+        "kills.svg", "memory-idle.svg",
         "memory-idle-connection.svg", "memory-waiting-request-of-1-KiB.svg", "memory-waiting-request-of-64-KiB.svg",
     }  # fmt: skip
     for name in pictures:
@@ -233,7 +234,10 @@ def test_the_projects_readme_gets_the_table_between_its_marks(folder: Path) -> N
         "| CPU per streamed chunk, 64 streams | 9.00 µs (0.90 ×) | 10.0 µs | 130 µs (13.0 ×) | 25.0 µs (2.50 ×) |"
         in text
     )
-    assert "| first token of a conversation's later turns, real Ollama | – | 2,874 ms | – | 410 ms (0.14 ×) |" in text
+    assert (
+        "| first token of a conversation's later turns, real Ollama, 4 workers | – | 2,874 ms | – | 410 ms (0.14 ×) |"
+        in text
+    )
     assert "| requests lost or answers cut, of 1,000, a worker killed every 10 s | 5.00 (1.00 ×) | 5.00 |" in text
     assert (
         "| first byte meanwhile, p99 | 1,234 ms (1.00 ×) | 1,234 ms | 1,234 ms (1.00 ×) | 1,234 ms (1.00 ×) |" in text
