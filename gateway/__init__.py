@@ -16,7 +16,8 @@ reads), relays (`relayed` is what it has seen of the answer), and tries another 
 connections. `fleetwide` makes one answer of many workers', `pulls` one pull of many clients'.
 
 Who asks is decided by `keyring` at a request's start, from memory. Keys outlive a restart in `key_store`, on
-`database` (SQLAlchemy; `tables`, brought up to date by `migrations`); the operator changes them in `admin_keys`.
+`database` (SQLAlchemy; `tables`, brought up to date by `migrations`), and a damaged file of it is put back by `rescue`
+from one of its `copies`; the operator changes them in `admin_keys`.
 
 The decisions are pure and stand apart: `dispatch` (who gets which slot) about `slots` (tickets, leases, workers), with
 `line` (the queue), `affinity` (who still holds a conversation's beginning), `fair` (whose turn it is), `pace` (who is

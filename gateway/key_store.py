@@ -4,25 +4,51 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
+import msgspec
 from sqlalchemy import Row, insert, select, update
 
-from gateway.database import Database
+from gateway.database import Damaged, Database
 from gateway.keys import Key
 from gateway.limits import Limits
 from gateway.tables import api_keys
 
 
+class _Row(msgspec.Struct):
+    """What a row must be made of: SQLite takes anything in any column."""
+
+    id: int
+    name: str
+    digest: bytes
+    prefix: str
+    concurrency: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    priority: int
+    models: bool
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
 class KeyStore:
-    """Reads and writes keys; each call is one transaction."""
+    """Reads and writes keys; each call is one transaction. A database that was changed is copied (`gateway.copies`).
+
+    Where rights were taken away no older copy stays: a database put back from it would give them again.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def load(self) -> list[Key]:
-        """Return the keys that are not revoked, oldest first."""
+        """Return the keys that are not revoked, oldest first. Raises Damaged for one that makes no sense."""
         with self._database.transaction() as connection:
             asked = select(api_keys).where(api_keys.c.revoked_at.is_(None)).order_by(api_keys.c.id)
-            return [_key(row) for row in connection.execute(asked)]
+            try:
+                rows = connection.execute(asked).all()  # all: a cursor that is left would keep the file open
+                return [_key(row) for row in rows]
+            except (ValueError, TypeError) as error:
+                what = "a key in it makes no sense"
+                raise Damaged(f"the database {self._database.place} is damaged: {what}", what) from error
 
     def add(self, key: Key) -> Key:
         """Write a new key; return it with the id that it got."""
@@ -31,16 +57,20 @@ class KeyStore:
             "models": key.models, "created_at": key.created_at, **asdict(key.limits),
         }  # fmt: skip
         with self._database.transaction() as connection:
-            return _key(connection.execute(insert(api_keys).values(values).returning(api_keys)).one())
+            made = _key(connection.execute(insert(api_keys).values(values).returning(api_keys)).one())
+        self._database.copy()
+        return made
 
     def change(self, key: Key) -> None:
         """Write what may change of a key: its name, limits, priority and rights."""
         values = {"name": key.name, "priority": key.priority, "models": key.models, **asdict(key.limits)}
         self._update(key.id, values)
+        self._database.copy(alone=True)
 
     def revoke(self, key_id: str, at: datetime) -> None:
         """Write that a key counts no more."""
         self._update(key_id, {"revoked_at": at})
+        self._database.copy(alone=True)
 
     def used(self, moments: Mapping[str, datetime]) -> None:
         """Write when keys were last used, by id, all in one transaction."""
@@ -59,15 +89,15 @@ def _number(key_id: str) -> int:
 
 
 def _key(row: Row[tuple[object, ...]]) -> Key:
-    fields = row._mapping  # noqa: SLF001 - public in spite of its name: a column might be called "mapping"
+    it = msgspec.convert(row, _Row, from_attributes=True)
     return Key(
-        id=f"k{fields['id']}",
-        name=fields["name"],
-        prefix=fields["prefix"],
-        limits=Limits(fields["concurrency"], fields["requests_per_minute"], fields["tokens_per_minute"]),
-        priority=fields["priority"],
-        models=fields["models"],
-        created_at=fields["created_at"],
-        digest=bytes(fields["digest"]),
-        last_used_at=fields["last_used_at"],
+        id=f"k{it.id}",
+        name=it.name,
+        prefix=it.prefix,
+        limits=Limits(it.concurrency, it.requests_per_minute, it.tokens_per_minute),
+        priority=it.priority,
+        models=it.models,
+        created_at=it.created_at,
+        digest=it.digest,
+        last_used_at=it.last_used_at,
     )

@@ -26,8 +26,8 @@ what signals ask for. As a service: `service` is what systemd is told, by `notif
 units follows from the settings, `cli_service` the commands for all that.
 
 `store` brings in models through the primary; `embedded` and `locate` find the ollama to run; `wanted` is on disk what
-the operator asked for, `lock` the state directory's lock, `events` what happened; `operator` and `show` are what
-people see.
+the operator asked for, each file of the kind a `state_file`; `lock` is the state directory's lock, `events` what
+happened; `operator` and `show` are what people see.
 
 Logs: `logs` is the form of all lines; `lines` takes those of each request without waiting for a disk, `logfiles` writes
 them; `notes` tells in a worker's own log which request it was given.

@@ -27,15 +27,15 @@ from gateway.app import make_app
 from gateway.asgi import App, AsgiLane
 from gateway.book import Book, Tracer
 from gateway.connections import fit_descriptors
-from gateway.database import DatabaseFault, open_database
+from gateway.database import DatabaseFault
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.front import Front
-from gateway.key_store import KeyStore
 from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
+from gateway.rescue import Opened, open_keys
 from gateway.retune import Tunable, Tuning
 from gateway.stamps import utc_ms_text
 from gateway.upstream import Upstream
@@ -67,6 +67,7 @@ from supervisor.probe import PortBook, Prober, port_holder, port_is_free
 from supervisor.reload import Reload, outcome_directory
 from supervisor.roll import Roll
 from supervisor.service import Service, outlook
+from supervisor.state_file import set_aside
 from supervisor.store import ModelStore, full_name
 from supervisor.strays import end_strays
 from supervisor.sweep import sweep
@@ -189,7 +190,10 @@ async def _begin(
     if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
         events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
     _refuse_taken_primary_port(settings)
-    keyring = await trio.to_thread.run_sync(_keyring, settings)
+    opened = await trio.to_thread.run_sync(_open_keys, settings)
+    if opened.happened is not None:
+        events.record(opened.happened.event, level="error", **opened.happened.fields)
+    keyring = Keyring(opened.store, required=settings.api_keys_required, keys=opened.keys)
     await _run_all(settings, ollama, environ, sockets, events, keyring, orders, service, reread)
 
 
@@ -207,7 +211,7 @@ async def _run_all(
     )
     recipes = {ollama.embedded.model: ollama.embedded.modelfile} if ollama.embedded else {}
     store = ModelStore(prober, settings.ollama_port, ollama.path, recipes, events)
-    ward = Ward(events, QuarantineFile(settings.state_dir))
+    ward = Ward(events, QuarantineFile(settings.state_dir, events))
     house = House(
         settings, ollama.path, environ, prober, admission, events, PortBook(settings.worker_port_base, WORKER_PORTS),
         store, ward, meter.latest_of, lambda: len(fleet.workers), chance.random,
@@ -216,7 +220,7 @@ async def _run_all(
     primary = Worker(
         WorkerSpec(PRIMARY, CPU, 1), replace(house, leases=_NoLeases(), ports=OnePort(settings.ollama_port), store=None)
     )
-    wanted = WantedFile(settings.state_dir, workers_text(settings.workers))
+    wanted = WantedFile(settings.state_dir, workers_text(settings.workers), events)
     fleet = Fleet(house, admission, wanted)
     ward.admit(fleet)
     operator = Operator(fleet, primary, store, meter, events, ward)
@@ -408,12 +412,11 @@ def _leaders(primary: Worker, fleet: Fleet) -> dict[str, int]:
     return {worker.spec.id: worker.process.pid for worker in workers if worker.process}
 
 
-def _keyring(settings: Settings) -> Keyring:
+def _open_keys(settings: Settings) -> Opened:
     """Open the database and read the keys. It blocks. Raises StartRefused: without keys nobody's limits would hold."""
     written = settings.database_url.get_secret_value() if settings.database_url else None
     try:
-        store = KeyStore(open_database(written, settings.state_dir))
-        return Keyring(store, required=settings.api_keys_required, keys=store.load())
+        return open_keys(written, settings.state_dir, set_aside)
     except DatabaseFault as fault:
         raise StartRefused(str(fault)) from fault
 

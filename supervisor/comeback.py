@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from supervisor.restart import BackOff
+from supervisor.state_file import Unreadable, read_bounded, write_whole
 
 log = structlog.get_logger("chimera")
 
@@ -36,8 +37,8 @@ class Comeback:
 
     def _read(self) -> int:
         try:
-            text = self._path.read_text(encoding="ascii") if self._path is not None else ""
-        except (OSError, ValueError):
+            text = read_bounded(self._path).decode("ascii") if self._path is not None else ""
+        except (OSError, ValueError, Unreadable):
             return 0
         return int(text) if text.isdecimal() and len(text) < 10 else 0
 
@@ -45,7 +46,7 @@ class Comeback:
         if self._path is None:
             return
         try:
-            self._path.write_text(str(failures), encoding="ascii")
+            write_whole(self._path, str(failures).encode("ascii"))
         except OSError as error:  # a wait too short is no reason not to start
             log.warning("failed starts cannot be counted", path=str(self._path), cause=error.strerror)
 

@@ -225,7 +225,7 @@ class Settings(BaseModel):
     database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
         None, alias="DATABASE_URL", description="where keys are kept; unset: a SQLite file in STATE_DIR"
     )
-    state_dir: Directory = Field(alias="STATE_DIR", description="what outlives a restart: the wanted fleet")
+    state_dir: Directory = Field(alias="STATE_DIR", description="what outlives a restart: the fleet, quarantines, keys")
     log_dir: Directory = Field(alias="LOG_DIR", description="the workers' logs")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], BeforeValidator(_choice)

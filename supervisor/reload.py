@@ -21,7 +21,7 @@ from supervisor.events import EventLog
 from supervisor.house import House
 from supervisor.news import News
 from supervisor.service import Service
-from supervisor.wanted import write_whole
+from supervisor.state_file import StateFile, Unreadable, read_bounded
 
 log = structlog.get_logger("chimera")
 
@@ -51,11 +51,12 @@ class Reload:
         self._apply = apply
         self._service = service
         self._events = events
-        self._path = directory / NAME
+        self._file = StateFile(directory / NAME, Outcome, events, instead="the next reload writes it anew")
         self._number = 0
 
     async def run(self, asked: News) -> None:
         """Take new settings whenever that is asked for. Never returns, and raises nothing that a file could cause."""
+        self._file.load()  # what is damaged, or no file, is out of the way before somebody waits for the next one
         while True:
             await asked.wait()
             self._service.reloading()
@@ -84,9 +85,9 @@ class Reload:
             self._service.note("")
         self._number += 1
         try:
-            write_whole(self._path, Outcome(os.getpid(), self._number, lines, faults))
+            self._file.save(Outcome(os.getpid(), self._number, lines, faults))
         except OSError as error:
-            log.error("what the reload came to cannot be written", path=str(self._path), cause=error.strerror)
+            log.error("what the reload came to cannot be written", path=str(self._file.path), cause=error.strerror)
 
 
 def _more(count: int) -> str:
@@ -122,6 +123,6 @@ def ask_for_reload(pid: int, directory: Path) -> Outcome:
 
 def _read(path: Path) -> Outcome | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Outcome)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(read_bounded(path), type=Outcome)
+    except (OSError, Unreadable, ValueError, RecursionError):
         return None

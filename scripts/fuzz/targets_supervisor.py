@@ -12,6 +12,7 @@ from supervisor.cgroup import oom_kills_in, own_cgroup
 from supervisor.cli import read_dotenv
 from supervisor.config import SECRETS, effective, load_settings
 from supervisor.errors import BadConfiguration
+from supervisor.events import EventLog
 from supervisor.health import computes_on_cpu
 from supervisor.oom import Sources, killed, mark, sources_of, victims
 from supervisor.probe import Prober
@@ -136,9 +137,7 @@ def check_pull_line(line: bytes) -> None:
 def check_saved(data: bytes) -> None:
     """A file that Chimera wrote once and that is broken now is set aside, never fatal."""
     _file("fleet.json", data)
-    found = WantedFile(_folder(), "auto").load()
+    found = WantedFile(_folder(), "auto", EventLog()).load()
     assert found is None or isinstance(found[0], list)
     _file("quarantined.json", data)
-    assert all(isinstance(uuid, str) for uuid in QuarantineFile(_folder()).load())
-    for aside in _folder().glob("fleet.json.unreadable-*"):
-        aside.unlink()
+    assert all(isinstance(uuid, str) for uuid in QuarantineFile(_folder(), EventLog()).load())

@@ -1,5 +1,7 @@
 """How often in a row a service has failed, as the next start finds it."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,12 @@ def test_one_that_settled_or_was_ended_by_order_is_forgotten(tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["", "many", "-1", "9" * 100, "\u00fc"])
 def test_a_file_that_says_nothing_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text, encoding="utf-8")
+    assert Comeback(tmp_path).begin().failures == 0
+
+
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_counts_as_none_and_nothing_waits_for_it(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(tmp_path / NAME)
     assert Comeback(tmp_path).begin().failures == 0
 
 

@@ -55,7 +55,7 @@ async def yard(directory: Path, placements: Sequence[Placement] = (), **names: s
     async with fake_house(directory, **names) as fake:
         await fake.store.keep((), lambda: 0.5)
         (directory / "state").mkdir(exist_ok=True)
-        file = WantedFile(fake.house.settings.state_dir, workers_text(fake.house.settings.workers))
+        file = WantedFile(fake.house.settings.state_dir, workers_text(fake.house.settings.workers), fake.house.events)
         fake.gpus.reading = GpuReading((gpu(0, A), gpu(1, B)), "570", None)
         fleet = Fleet(fake.house, fake.leases, file)
         async with trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ def test_a_worker_is_pinned_unless_its_place_was_left_open() -> None:
 
 
 def test_the_fakes_speak_the_same_words_as_the_real_ones(tmp_path: Path) -> None:
-    gpus: list[Gpus] = [FakeGpus(), Ward(EventLog(), QuarantineFile(tmp_path))]  # held by the type checker
+    gpus: list[Gpus] = [FakeGpus(), Ward(EventLog(), QuarantineFile(tmp_path, EventLog()))]  # held by the type checker
     leases: Leases = RecordingLeases()
     assert [gpu.quarantined for gpu in gpus] == [frozenset(), frozenset()]
     assert leases.idle_since("w1") is None

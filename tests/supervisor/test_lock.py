@@ -1,12 +1,15 @@
 """One Chimera per state directory, however the last one ended."""
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from supervisor import lock
 from supervisor.errors import StartRefused
 from supervisor.lock import NAME, holder, locked
 
@@ -77,6 +80,46 @@ def test_a_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> No
             pass
         assert str(refused.value).startswith(f"STATE_DIR: {state} cannot be used: ")
         assert holder(state) is None
+
+
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_locks_place_is_set_aside(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(tmp_path / NAME)
+    assert holder(tmp_path) is None
+    with locked(tmp_path):
+        assert holder(tmp_path) == os.getpid()
+        assert len([path for path in tmp_path.iterdir() if path.name.startswith(f"{NAME}.corrupt-")]) == 1
+
+
+def test_a_lock_file_that_may_not_be_opened_stays_for_somebody_may_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / NAME).touch()
+    monkeypatch.setattr(lock.os, "open", denied)  # type: ignore[attr-defined]
+    with pytest.raises(StartRefused) as refused, locked(tmp_path):
+        pass
+    assert str(refused.value) == (
+        f"STATE_DIR: {tmp_path} cannot be used: Permission denied; it must be a folder that Chimera's user may write, "
+        "or set another"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_full_disk_is_one_clear_line_and_the_lock_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "pwrite", full)  # type: ignore[attr-defined]
+        with pytest.raises(StartRefused, match="No space left on device; free some space"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
 
 
 def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:

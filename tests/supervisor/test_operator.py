@@ -57,8 +57,8 @@ async def desk(tmp_path: Path, *placements: Placement) -> AsyncIterator[Desk]:
     async with fake_house(tmp_path) as fake:
         await fake.store.keep((), lambda: 0.5)
         (tmp_path / "state").mkdir()
-        file = WantedFile(fake.house.settings.state_dir, workers_text(None))
-        ward, meter = Ward(fake.house.events, QuarantineFile(tmp_path / "state")), UsageMeter()
+        file = WantedFile(fake.house.settings.state_dir, workers_text(None), fake.house.events)
+        ward, meter = Ward(fake.house.events, QuarantineFile(tmp_path / "state", fake.house.events)), UsageMeter()
         fleet = Fleet(replace(fake.house, gpus=ward), fake.leases, file)
         ward.admit(fleet)
         ward.publish(reading)

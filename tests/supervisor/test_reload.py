@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from supervisor.news import News
 from supervisor.notify import Notifier
 from supervisor.reload import NAME, Outcome, Reload, ask_for_reload, outcome_directory
 from supervisor.service import Service
-from supervisor.wanted import write_whole
+from supervisor.state_file import write_json
 from tests.fakes.house import fake_house
 
 # A Chimera that answers a SIGHUP with the outcome that it was given.
@@ -29,11 +29,11 @@ ANSWERS = """
 import os, signal, sys
 from pathlib import Path
 from supervisor.reload import NAME, Outcome
-from supervisor.wanted import write_whole
+from supervisor.state_file import write_json
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
 print("there", flush=True)
 signal.sigwait([signal.SIGHUP])
-write_whole(Path(sys.argv[1]) / NAME, Outcome(os.getpid(), 1, ["in force: QUEUE_SIZE"], []))
+write_json(Path(sys.argv[1]) / NAME, Outcome(os.getpid(), 1, ["in force: QUEUE_SIZE"], []))
 """
 
 
@@ -127,13 +127,27 @@ async def test_what_cannot_be_applied_is_a_refusal_too(tmp_path: Path) -> None:
         assert it.plans == []
 
 
+def asides(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{NAME}.corrupt-*"))
+
+
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo, lambda path: path.write_bytes(b'{"pid": "half')])
+async def test_a_damaged_outcome_is_set_aside_before_the_next_is_written(
+    tmp_path: Path, put: Callable[[Path], object]
+) -> None:
+    put(tmp_path / NAME)
+    async with stand(tmp_path) as it:
+        assert await it.outcome() == Outcome(os.getpid(), 1, ["nothing has changed"], [])
+    assert len(asides(tmp_path)) == 1
+
+
 def test_where_outcomes_are_written() -> None:
     assert outcome_directory({"RUNTIME_DIRECTORY": "/run/chimera:/run/b"}, Path("/state")) == Path("/run/chimera")
     assert outcome_directory({}, Path("/state")) == Path("/state")
 
 
 def test_asking_waits_for_the_answer_of_that_very_process(tmp_path: Path) -> None:
-    write_whole(tmp_path / NAME, Outcome(1, 7, [], ["an older Chimera's"]))
+    write_json(tmp_path / NAME, Outcome(1, 7, [], ["an older Chimera's"]))
     with subprocess.Popen(
         [sys.executable, "-c", ANSWERS, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as chimera:  # fmt: skip

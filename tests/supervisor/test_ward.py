@@ -62,7 +62,7 @@ class Ground:
 @pytest.fixture
 async def ground(tmp_path: Path) -> Ground:
     events = EventLog()
-    it = Ground(Ward(events, QuarantineFile(tmp_path)), Fleet(), events)
+    it = Ground(Ward(events, QuarantineFile(tmp_path, events)), Fleet(), events)
     it.ward.admit(it.fleet)
     it.ward.publish(WELL)
     return it
@@ -139,11 +139,11 @@ async def test_a_gpu_that_fails_for_a_moment_takes_no_worker_in_it(ground: Groun
 
 
 async def test_the_operators_quarantine_outlives_a_restart_until_it_is_released(tmp_path: Path) -> None:
-    first = Ward(EventLog(), QuarantineFile(tmp_path))
+    first = Ward(EventLog(), QuarantineFile(tmp_path, EventLog()))
     first.publish(WELL)
     first.quarantine(B)
 
-    second, fleet = Ward(EventLog(), QuarantineFile(tmp_path)), Fleet()
+    second, fleet = Ward(EventLog(), QuarantineFile(tmp_path, EventLog())), Fleet()
     second.publish(WELL)
     second.restore()
     second.admit(fleet)
@@ -151,7 +151,7 @@ async def test_the_operators_quarantine_outlives_a_restart_until_it_is_released(
     second.release(B)
     assert fleet.told == [("release", B)]
 
-    third = Ward(EventLog(), QuarantineFile(tmp_path))
+    third = Ward(EventLog(), QuarantineFile(tmp_path, EventLog()))
     third.publish(WELL)
     third.restore()
     assert third.quarantined == frozenset()

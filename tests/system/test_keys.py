@@ -174,10 +174,9 @@ def test_a_database_that_is_away_later_leaves_the_keys_working(keyed: Chimera) -
 
 
 def test_a_database_that_cannot_be_used_stops_the_start_with_one_line(faked: Chimera, tmp_path: Path) -> None:
-    faked.state_dir.mkdir(parents=True)
-    (faked.state_dir / "chimera.db").write_bytes(b"no database" * 100)
+    (tmp_path / "thesis.txt").write_bytes(b"no database" * 100)
     for url, said in (
-        ("", "file is not a database; it is damaged"),
+        (f"sqlite:///{tmp_path}/thesis.txt", "file is not a database; it is damaged"),
         (f"sqlite:///{tmp_path}/none/x.db", "No such file or directory"),
     ):
         faked.env["DATABASE_URL"] = url
