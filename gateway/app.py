@@ -50,7 +50,10 @@ def make_app(
     @app.get("/metrics")
     async def prometheus() -> Response:
         queue = admission.queue()
-        text = metrics.render(queue["depth"], fleet.instances(), fleet.gpus()["gpus"], queue_bytes=queue["bytes"])
+        text = metrics.render(
+            queue["depth"], fleet.instances(), fleet.gpus()["gpus"], queue_bytes=queue["bytes"],
+            queue_size=queue["size"], queue_limit_bytes=queue["size_bytes"], queue_oldest_s=queue["oldest_s"],
+        )  # fmt: skip
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json")

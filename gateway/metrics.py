@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
 from gateway.fleet_metrics import FleetCollector
 from gateway.labels import ModelLabels, status_label
@@ -56,7 +56,15 @@ class Metrics:
         self._queue_bytes = Gauge(
             "chimera_queue_bytes", "Bytes of the bodies of requests that wait for a slot", registry=self.registry
         )
+        self._queue_size = Gauge("chimera_queue_size", "How many tickets may wait (QUEUE_SIZE)", registry=self.registry)
+        self._queue_limit_bytes = Gauge(
+            "chimera_queue_limit_bytes", "How much their bodies may take (QUEUE_BYTES)", registry=self.registry
+        )
+        self._queue_oldest = Gauge(
+            "chimera_queue_oldest_seconds", "How long the oldest ticket has waited", registry=self.registry
+        )
         self.registry.register(self._fleet)
+        ProcessCollector(registry=self.registry)  # the usual process_* of this process: its start, memory, descriptors
 
     def _tally(self, name: str, text: str, *labels: str) -> Tally:
         made = Tally(name, text, *labels)
@@ -116,11 +124,14 @@ class Metrics:
 
     def render(
         self, queue_depth: float, instances: Iterable[dict[str, Any]], gpus: Iterable[dict[str, Any]], *,
-        queue_bytes: float = 0.0,
+        queue_bytes: float = 0.0, queue_size: float = 0.0, queue_limit_bytes: float = 0.0, queue_oldest_s: float = 0.0,
     ) -> bytes:  # fmt: skip
         """Return the text for Prometheus. Workers and GPUs are shown as they are now; gone ones are not."""
         self._queue.set(queue_depth)
+        self._queue_size.set(queue_size)
         self._queue_bytes.set(queue_bytes)
+        self._queue_limit_bytes.set(queue_limit_bytes)
+        self._queue_oldest.set(queue_oldest_s)
         self._fleet.instances, self._fleet.gpus = list(instances), list(gpus)
         there = {str(row["id"]) for row in self._fleet.instances}
         for worker_id, outcome in [series for series in self._by_worker.counts if series[0] not in there]:

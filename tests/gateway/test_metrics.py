@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.fleet_metrics import STATES
 from gateway.labels import MOST_MODELS, ModelLabels, route_label
 from gateway.metrics import Metrics
 from gateway.ollama import answerer
@@ -15,7 +16,8 @@ ROW = {"id": "gpu0-1", "placement": "GPU-1", "state": "IDLE", "inflight": 2, "re
        "degraded": True}  # fmt: skip
 GPU = {
     "index": 0, "uuid": "GPU-1", "memory_used_bytes": 10, "memory_total_bytes": 20, "utilisation_percent": None,
-    "temperature_c": 45, "power_w": 99.5, "verdict": "quarantined",
+    "temperature_c": 45, "power_w": 99.5, "verdict": "quarantined", "fault": None,
+    "xids": [{"code": 79, "at": "2026-01-02T03:04:05.000+00:00"}],
 }  # fmt: skip
 
 
@@ -37,6 +39,10 @@ def test_workers_and_gpus_are_shown_as_they_are_now() -> None:
         'chimera_gpu_memory_used_bytes{gpu="0",uuid="GPU-1"} 10.0',
         'chimera_gpu_temperature_celsius{gpu="0",uuid="GPU-1"} 45.0',
         'chimera_gpu_power_watts{gpu="0",uuid="GPU-1"} 99.5',
+        'chimera_gpu_fault{gpu="0",uuid="GPU-1"} 0.0',
+        'chimera_gpu_last_xid_timestamp_seconds{code="79",gpu="0",uuid="GPU-1"} 1.767323045e+09',
+        'chimera_worker_state{state="IDLE",worker="gpu0-1"} 1.0',
+        'chimera_worker_state{state="BACKOFF",worker="gpu0-1"} 0.0',
     } <= set(shown)
     assert not any("utilisation" in line for line in shown), "what is not known is not shown"
 
@@ -54,6 +60,8 @@ def test_only_a_worker_that_may_be_given_leases_is_up() -> None:
     states = ["STARTING", "WARMING", "IDLE", "BUSY", "CORDONED", "DRAINING", "STOPPING", "BACKOFF", "QUARANTINED"]
     rows = [ROW | {"id": state, "state": state} for state in states]
     text = metrics.render(0, rows, []).decode()
+    assert set(re.findall(r'chimera_worker_state{state="(\w+)",worker="\1"} 1.0', text)) == set(states) == set(STATES)
+    assert text.count("chimera_worker_state{") == len(states) ** 2
     assert set(re.findall(r'chimera_worker_up{.*worker="(\w+)"} 1.0', text)) == {"IDLE", "BUSY"}
 
 
@@ -87,7 +95,12 @@ def test_what_happened_is_counted() -> None:
         'chimera_tokens_total{kind="prompt",model="m:latest"} 132.0',
         'chimera_tokens_total{kind="answer",model="m:latest"} 5.0',
         "chimera_queue_bytes 4096.0",
-    } <= set(lines(metrics.render(0, [], [], queue_bytes=4096)))
+        "chimera_queue_size 512.0",
+        "chimera_queue_limit_bytes 8192.0",
+        "chimera_queue_oldest_seconds 2.5",
+    } <= set(
+        lines(metrics.render(0, [], [], queue_bytes=4096, queue_size=512, queue_limit_bytes=8192, queue_oldest_s=2.5))
+    )
 
 
 def test_two_gateways_in_one_process_do_not_meet() -> None:
@@ -103,10 +116,11 @@ def families() -> list[tuple[str, str, str]]:
     """Name, help and type of each metric, as they are told."""
     text = Metrics().render(1, [ROW], [GPU]).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    return [(name, told, kinds[name]) for name, told in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)]
+    return [(name, told, kinds[name]) for name, told in re.findall(r"^# HELP (chimera_\S+) (.*)$", text, re.MULTILINE)]
 
 
-COUNTED_THINGS = {"depth", "up", "inflight", "slots", "degraded", "quarantined"}  # numbers that have no unit
+# Numbers that have no unit.
+COUNTED_THINGS = {"depth", "size", "up", "state", "inflight", "slots", "degraded", "quarantined", "fault"}
 UNITS = {"seconds", "bytes", "percent", "celsius", "watts", "second"}
 
 
@@ -118,6 +132,16 @@ def test_a_name_ends_in_its_unit_and_a_counters_in_total(name: str, told: str, k
     assert (kind == "counter") == name.endswith("_total")
     if kind != "counter":
         assert name.rpartition("_")[2] in UNITS | COUNTED_THINGS
+
+
+def test_the_process_is_told_of_under_the_names_that_everybody_knows() -> None:
+    text = Metrics().render(0, [], []).decode()
+    assert {
+        "process_start_time_seconds",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+    } <= set(re.findall(r"^# TYPE (process_\S+) ", text, re.MULTILINE))
 
 
 def test_the_contracts_names_are_there() -> None:
@@ -171,4 +195,4 @@ def test_all_words_that_become_labels_are_of_fixed_sets() -> None:
         metrics.broken(cause)
     for phase in LEFT_IN:
         metrics.left(phase)
-    assert metrics.render(0, [ROW], []).count(b'worker="gpu0-1"') == 5, "w1 is gone, its counters too"
+    assert metrics.render(0, [ROW], []).count(b'worker="gpu0-1"') == 5 + len(STATES), "w1 is gone, its counters too"
