@@ -11,6 +11,8 @@ from werkzeug.exceptions import HTTPException
 
 from gateway.admission import Admission
 from gateway.auth import refusal
+from gateway.forwarded import Origin, TrustedProxies
+from gateway.headers import Headers
 
 # The longest that ?wait=1 waits; the answer then says what state things are in.
 WAIT_TIMEOUT_S = 900.0
@@ -18,6 +20,8 @@ WAIT_TIMEOUT_S = 900.0
 SAID_CHARACTERS = 300
 # Where the application keeps the admin API's token, which may change while it runs; None: loopback only.
 TOKEN_KEY = "ADMIN_TOKEN"  # noqa: S105 - a name
+# And its TrustedProxies.
+PROXIES_KEY = "TRUSTED_PROXIES"
 
 Row = dict[str, Any]
 
@@ -151,15 +155,15 @@ def answered(value: Any, status: int = 200) -> Response:
 def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C901 - one view each
     """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs.
 
-    The application that has it says under TOKEN_KEY in its config what the token is.
+    The application that has it says under TOKEN_KEY and PROXIES_KEY in its config what the token is, and whose word
+    about a client counts.
     """
     admin = Blueprint("admin", __name__, url_prefix="/admin")
 
     @admin.before_request
     async def check() -> Response | None:
         headers = [(name.lower().encode("latin1"), value.encode("latin1")) for name, value in request.headers]
-        peer = (request.scope.get("client") or (None,))[0]
-        said = refusal(headers, peer, current_app.config[TOKEN_KEY])
+        said = refusal(headers, _origin(headers), current_app.config[TOKEN_KEY])
         if said is None:
             return None
         answer = answered({"error": said.sentence}, said.status)
@@ -246,6 +250,11 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
         return _streamed(_json_lines(fleet.follow_events()), kind)
 
     return admin
+
+
+def _origin(headers: Headers) -> Origin:
+    proxies: TrustedProxies = current_app.config[PROXIES_KEY]
+    return proxies.origin((request.scope.get("client") or ("",))[0], headers)
 
 
 def _streamed(lines: AsyncIterator[bytes], content_type: str) -> Response:

@@ -7,9 +7,10 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import BadHost, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from gateway.admin import TOKEN_KEY, FleetAdmin, answered, make_admin
+from gateway.admin import PROXIES_KEY, TOKEN_KEY, FleetAdmin, answered, make_admin
 from gateway.admin_keys import make_key_pages
 from gateway.admission import Admission
+from gateway.forwarded import TrustedProxies
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.openapi import document
@@ -27,13 +28,15 @@ class Pages(QuartTrio):
 
 
 def make_app(
-    fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None
-) -> QuartTrio:
+    fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None,
+    proxies: TrustedProxies | None = None,
+) -> QuartTrio:  # fmt: skip
     """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
     app = Pages(__name__, static_folder=None)  # else it has a route for files, of which there are none
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # admin bodies are small
     logging.getLogger(__name__).setLevel(logging.WARNING)
     app.config[TOKEN_KEY] = admin_token
+    app.config[PROXIES_KEY] = proxies or TrustedProxies()
     admin = make_admin(fleet, admission)
     admin.register_blueprint(make_key_pages(keyring or Keyring()))
     app.register_blueprint(admin)

@@ -9,6 +9,7 @@ import trio
 
 from gateway.body import Body, LaneReply
 from gateway.errors import ClientGone, GatewayError, dialect_of
+from gateway.forwarded import TrustedProxies
 from gateway.front import Front, notice_of
 from gateway.headers import Headers, first_values, request_id_of
 from gateway.ollama import Answerer, answerer
@@ -143,7 +144,7 @@ class AsgiLane:
         if who is Answerer.GATEWAY:
             await self._pages(scope, receive, send)
             return
-        request = _request(scope)
+        request = _request(scope, self.front.proxies)
         request.notice = notice_of((scope.get("extensions") or {}).get(INFORMATIONAL), request)
         body = AsgiBody(receive)
         try:
@@ -152,7 +153,7 @@ class AsgiLane:
             log.debug("client left", request=request.id, path=request.path)
 
 
-def _request(scope: Message) -> Request:
+def _request(scope: Message, proxies: TrustedProxies) -> Request:
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope.get("query_string", b"")
     headers: Headers = [(name.lower(), value) for name, value in scope["headers"]]
@@ -163,5 +164,5 @@ def _request(scope: Message) -> Request:
         headers=headers,
         dialect=dialect_of(scope["path"]),
         id=request_id_of(first_values(headers), uuid4().hex),
-        caller=str((scope.get("client") or ("",))[0]),
+        caller=proxies.origin(str((scope.get("client") or ("",))[0]), headers).address,
     )

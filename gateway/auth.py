@@ -5,18 +5,8 @@ import ipaddress
 import socket
 
 from gateway.errors import Told
+from gateway.forwarded import Origin, is_loopback
 from gateway.headers import Headers, value_of
-
-# A proxy on this machine connects from loopback whoever stands behind it.
-_PROXIED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
-
-
-def is_loopback(address: str | None) -> bool:
-    """Say whether a peer's address is this machine's own."""
-    try:
-        return address is not None and ipaddress.ip_address(address.split("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def is_local_name(host: bytes | None) -> bool:
@@ -48,11 +38,13 @@ def _is_own(name: str) -> bool:
     return name != "" and (name in own or name.endswith(".localhost"))
 
 
-def refusal(headers: Headers, peer: str | None, token: str | None) -> Told | None:
+def refusal(headers: Headers, origin: Origin, token: str | None) -> Told | None:
     """Return why a request may not administer, or None when it may.
 
-    With a token set, the token decides (Authorization: Bearer). Without one only this machine itself may: the
-    peer on loopback, not through a proxy, and not a web page's doing (a foreign Host, a cross-site request).
+    With a token set, the token decides (Authorization: Bearer). Without one only this machine itself may: it comes
+    from there (gateway.forwarded), and is not a web page's doing (a foreign Host, a cross-site request). A proxy on
+    this machine has a loopback address whoever stands behind it: what it brings is this machine's own only if it is
+    trusted and says so.
     """
     if token is not None:
         given = value_of(headers, b"authorization") or b""
@@ -61,10 +53,11 @@ def refusal(headers: Headers, peer: str | None, token: str | None) -> Told | Non
         if token and scheme.lower() == b"bearer" and hmac.compare_digest(secret.strip(), token.encode()):
             return None
         return Told(401, "the admin API needs Authorization: Bearer ADMIN_TOKEN")
-    if not is_loopback(peer) or any(value_of(headers, name) is not None for name in _PROXIED):
-        return Told(403, "the admin API answers this machine only, until ADMIN_TOKEN is set")
-    origin = value_of(headers, b"origin")
-    if origin is not None and not is_local_origin(origin):
+    if not origin.own:
+        through = " (it came through a proxy; see TRUSTED_PROXIES)" if is_loopback(origin.address) else ""
+        return Told(403, f"the admin API answers this machine only, until ADMIN_TOKEN is set{through}")
+    page = value_of(headers, b"origin")
+    if page is not None and not is_local_origin(page):
         return Told(403, "the admin API does not answer web pages of other sites")
     if value_of(headers, b"sec-fetch-site") in (b"cross-site", b"same-site"):
         return Told(403, "the admin API does not answer web pages of other sites")

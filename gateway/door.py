@@ -24,10 +24,10 @@ from hypercorn.typing import ConnectionState
 
 from gateway.answering import answering
 from gateway.asgi import App
-from gateway.auth import is_loopback
 from gateway.connections import Connections
 from gateway.errors import NO_PLACE
 from gateway.express import run_express
+from gateway.forwarded import TrustedProxies, is_loopback
 from gateway.front import Front
 from gateway.head import HEAD_BYTES
 from gateway.leaving import Leaving
@@ -131,6 +131,7 @@ async def run_gateway(
     Cancellation cuts every connection: whoever wants answers to end first calls `Door.close` and waits.
     """
     config = _config()
+    proxies = express.proxies if express else TrustedProxies()
     leaving = Leaving()
     door = Door(sockets, Connections(max_connections), WorkerContext(None), trio.CancelScope())
 
@@ -156,7 +157,9 @@ async def run_gateway(
             peer = _peer(sock)
             if peer is None:
                 sock.close()
-            elif place := door.connections.place(trio.current_time(), own=is_loopback(peer)):
+            elif place := door.connections.place(
+                trio.current_time(), own=is_loopback(peer) and not proxies.trusts(peer)
+            ):
                 stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s)
                 nursery.start_soon(serve, stream)
             else:

@@ -20,6 +20,7 @@ import trio
 from gateway.body import Body, LaneReply
 from gateway.connections import Place
 from gateway.errors import ClientGone, Told, dialect_of
+from gateway.forwarded import Caller
 from gateway.front import Front, notice_of
 from gateway.head import Head
 from gateway.headers import Headers, request_id_of, value_of
@@ -59,7 +60,7 @@ async def run_express(stream: GuardedStream, front: Front, leaving: Leaving) -> 
     stream.express = True
     # One for all its requests: a client that leaves has none after this one.
     with trio.CancelScope() as life, leaving.watched(stream.descriptor) as client:
-        hall = _Hall(stream, front, client, str(stream.socket.getpeername()[0]), life)
+        hall = _Hall(stream, front, client, Caller(str(stream.socket.getpeername()[0]), front.proxies), life)
         while not stream.retiring:
             try:
                 data = await stream.receive_some()
@@ -85,7 +86,7 @@ class _Hall:
     stream: GuardedStream
     front: Front
     client: Client
-    caller: str
+    caller: Caller
     life: trio.CancelScope
 
 
@@ -94,7 +95,7 @@ async def _answer(hall: _Hall, head: Head, who: Answerer, data: bytes) -> bool:
     stream = hall.stream
     body = ExpressBody(hall, data)
     reply = ExpressReply(stream, head, body)
-    request = _request(head, hall.caller)
+    request = _request(head, hall.caller.of(head.headers))
     request.notice = notice_of(reply.inform, request)
     stream.calls.add(reply)
     goes_on = False

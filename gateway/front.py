@@ -15,6 +15,7 @@ from gateway.book import Book
 from gateway.errors import ClientGone, GatewayError, Unsendable
 from gateway.exchange import Exchange
 from gateway.fleetwide import Fleetwide
+from gateway.forwarded import TrustedProxies
 from gateway.headers import Headers, framing_of, sendable
 from gateway.keyring import Keyring
 from gateway.labels import route_label
@@ -33,11 +34,12 @@ class Front:
     def __init__(
         self, exchange: Exchange, pulls: Pulls, metrics: Metrics, *, max_body_bytes: int,
         pin_load_options: bool = False, keyring: Keyring | None = None, book: Book | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:  # fmt: skip
         """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS).
 
         `keyring` has the API keys; without one none is asked for. `book` follows each request to its end; without one
-        only the metrics hear of it.
+        only the metrics hear of it. `proxies` are those whose word about a client counts; the lanes ask them.
         """
         self._exchange = exchange
         self.pulls = pulls
@@ -47,6 +49,7 @@ class Front:
         self._reading = Room(max(exchange.admission.dispatcher.queue_bytes, max_body_bytes))
         self._pin_load_options = pin_load_options
         self._keyring = keyring or Keyring()
+        self.proxies = proxies or TrustedProxies()
 
     def settle(self, *, max_body_bytes: int, pin_load_options: bool) -> None:
         """Let other values of MAX_BODY_BYTES, LOAD_OPTIONS and the dispatcher's QUEUE_BYTES count from now on."""

@@ -16,9 +16,12 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 # Host is rewritten: Ollama refuses a foreign one with 403. Authorization, X-Api-Key and Cookie are between the
 # client and Chimera, and no secret of them may reach a worker's log. Expect is answered here. The length is set anew
-# with the body.
+# with the body. Who the client is and what it asked is found out here (gateway.forwarded): Ollama believes anybody
+# who says it, and logs it.
 _NOT_FORWARDED = HOP_BY_HOP | {
-    b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"expect", b"x-request-id",
+    b"host", b"authorization", b"x-api-key", b"cookie", b"content-length", b"expect", b"x-request-id", b"forwarded",
+    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-server",
+    b"x-real-ip",
 }  # fmt: skip
 
 # The date is set where the answer is sent.

@@ -25,6 +25,7 @@ class Tuning:
     max_connections: int
     admin_token: str | None
     api_keys_required: bool
+    trusted_proxies: tuple[str, ...]
     access: AccessLog | None
 
 
@@ -52,3 +53,4 @@ class Tunable:
         self.connections.bound = fit_descriptors(tuning.max_connections)
         self.pages.config[TOKEN_KEY] = tuning.admin_token
         self.keyring.required = tuning.api_keys_required
+        self.front.proxies.settle(tuning.trusted_proxies)

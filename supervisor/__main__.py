@@ -30,6 +30,7 @@ from gateway.connections import fit_descriptors
 from gateway.database import DatabaseFault
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
+from gateway.forwarded import TrustedProxies
 from gateway.front import Front
 from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
@@ -229,7 +230,8 @@ async def _run_all(
     notes = WorkerLogNotes(lambda worker_id: settings.log_dir / f"{worker_id}.log", log_files, _now_utc)
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
-    pages = make_app(operator, admission, metrics, token, keyring)
+    proxies = TrustedProxies(settings.trusted_proxies)
+    pages = make_app(operator, admission, metrics, token, keyring, proxies)
     pulls = Pulls(exchange)
 
     async with AsyncExitStack() as stack:
@@ -238,7 +240,7 @@ async def _run_all(
         book = Book(metrics, _access_log(settings, own_log), _tracer(settings, stack))
         front = Front(
             exchange, pulls, metrics, max_body_bytes=settings.max_body_bytes,
-            pin_load_options=settings.load_options == "pin", keyring=keyring, book=book,
+            pin_load_options=settings.load_options == "pin", keyring=keyring, book=book, proxies=proxies,
         )  # fmt: skip
         stack.push_async_callback(prober.aclose)
         stack.callback(upstream.close)
@@ -368,7 +370,8 @@ def _tuning(settings: Settings, own_log: LineWriter[None]) -> Tuning:
         max_body_bytes=settings.max_body_bytes, pin_load_options=settings.load_options == "pin",
         max_connections=settings.max_connections,
         admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
-        api_keys_required=settings.api_keys_required, access=_access_log(settings, own_log),
+        api_keys_required=settings.api_keys_required, trusted_proxies=settings.trusted_proxies,
+        access=_access_log(settings, own_log),
     )  # fmt: skip
 
 

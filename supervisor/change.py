@@ -48,6 +48,7 @@ REACH: dict[str, Reach] = {
     "stop_timeout_s": Reach.NOW,
     "admin_token": Reach.NOW,
     "api_keys_required": Reach.NOW,
+    "trusted_proxies": Reach.NOW,
     "database_url": Reach.CHIMERA,
     "state_dir": Reach.CHIMERA,
     "log_dir": Reach.CHIMERA,

@@ -5,6 +5,7 @@ Pure: the environment and the lines of `.env` are handed in. An empty value coun
 """
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +93,30 @@ def _models(value: object) -> object:
     if not isinstance(value, str):
         return value
     return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _networks(value: object) -> object:
+    """Read addresses and networks, `10.0.0.0/8,::1`, into their usual form; all that is wrong is named."""
+    if not isinstance(value, str):
+        return value
+    networks: list[str] = []
+    faults: list[str] = []
+    for part in filter(None, map(str.strip, value.split(","))):
+        try:
+            if "%" in part:
+                raise ValueError("a zone is of one machine alone")
+            network = ipaddress.ip_network(part, strict=False)
+        except ValueError:
+            faults.append(f"{part!r} is not an address or a network such as 10.0.0.0/8")
+            continue
+        if "/" in part and network.network_address != ipaddress.ip_interface(part).ip:
+            faults.append(f"{part!r} is an address within {network}; write that, or the address alone")
+        elif network.prefixlen == 0:
+            faults.append(f"{part!r} is everybody; name the proxies")
+        networks.append(str(network.network_address if network.num_addresses == 1 else network))
+    if faults:
+        raise ValueError("; ".join(faults))
+    return tuple(networks)
 
 
 def _host(value: object) -> object:
@@ -222,6 +247,9 @@ class Settings(BaseModel):
     api_keys_required: Annotated[bool, BeforeValidator(_choice)] = Field(
         False, alias="API_KEYS_REQUIRED", description="inference needs an API key (chimera keys)"
     )
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
+        (), alias="TRUSTED_PROXIES", description="reverse proxies that are believed who their client is"
+    )
     database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
         None, alias="DATABASE_URL", description="where keys are kept; unset: a SQLite file in STATE_DIR"
     )
@@ -345,7 +373,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "worker_env":
         # a worker's variable may hold a key
         return ",".join(f"{key}=(hidden)" if _secret(key, text) else f"{key}={text}" for key, text in value)
-    if name == "required_models":
+    if name in ("required_models", "trusted_proxies"):
         return ",".join(value)
     if isinstance(value, float):
         return f"{value:g}"

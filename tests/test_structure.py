@@ -38,6 +38,7 @@ PURE = {
         "affinity",
         "breaker",
         "fair",
+        "forwarded",
         "headers",
         "head",
         "chunks",

@@ -76,6 +76,16 @@ HEADER = st.tuples(
 ).map(b"".join)  # fmt: skip
 HEADS = st.lists(HEADER, max_size=8).map(b"\n".join)
 
+_NODES = [
+    b"for=", b"For=\"", b"by=_x", b"proto=https", b";", b",", b", ", b"\"", b"\\", b"127.0.0.1", b"10.0.0.1",
+    b"[::1]:80", b"::ffff:10.0.0.1", b"unknown", b"_hidden", b"203.0.113.1", b":_p",
+]  # fmt: skip
+_NODE_LIST = st.lists(st.one_of(st.sampled_from(_NODES), TOKEN), max_size=8).map(b"".join)
+PROXIED = st.lists(
+    st.builds(lambda name, text: name + b": " + text,
+              st.sampled_from([b"forwarded", b"x-forwarded-for", b"via", b"accept"]), _NODE_LIST), max_size=4,
+).map(b"\n".join)  # fmt: skip
+
 QUERY = st.lists(
     st.tuples(st.sampled_from([b"count", b"gpu", b"slots", b"wait", b"ids", b"force", b"idle"]),
               st.one_of(TOKEN, st.sampled_from([b"1", b"0", b"cpu", b"true", b"a,b"])))

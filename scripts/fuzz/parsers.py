@@ -51,6 +51,7 @@ TARGETS: dict[str, Target] = {
     "said": Target(gateway.check_said, inputs.SAID),
     "headers": Target(gateway.check_headers, inputs.HEADS, 8 * 1024),
     "auth": Target(gateway.check_auth, inputs.HEADS, 8 * 1024),
+    "forwarded": Target(gateway.check_forwarded, inputs.PROXIED, 8 * 1024),
     "admin": Target(gateway.check_admin, inputs.ADMIN),
     "prefix": Target(gateway.check_prefix, inputs.NOISE),
     "ps": Target(gateway.check_ps, inputs.BODIES),

@@ -12,9 +12,10 @@ import h11
 
 from gateway.admin import NotUnderstood, PruneAsk, SpawnAsk, understood
 from gateway.affinity import BLOCK_BYTES, MOST_BLOCKS, prefix_of
-from gateway.auth import is_local_name, is_local_origin, is_loopback, refusal
+from gateway.auth import is_local_name, is_local_origin, refusal
 from gateway.errors import QueueFull, dialect_of, error_body, error_event, told
 from gateway.fleetwide import merged_ps, models_of
+from gateway.forwarded import Origin, TrustedProxies, is_loopback
 from gateway.headers import (
     HOP_BY_HOP,
     Headers,
@@ -30,6 +31,8 @@ from gateway.ollama import FORWARDED, Ask, Kind, full_name, load_failed, read_as
 
 PATHS = sorted(FORWARDED)
 GOOD = "a-token"
+STRANGER = "203.0.113.1"
+PROXIES = TrustedProxies(["127.0.0.1", "10.0.0.0/8"])
 
 
 def _chosen(data: bytes, among: list[str]) -> str:
@@ -159,15 +162,30 @@ def check_auth(head: bytes) -> None:
     """Nobody may administer but who has the token; without one, nobody but this machine."""
     headers = headers_in(head)
     given = value_of(headers, b"authorization") or b""
-    if refusal(headers, "127.0.0.1", GOOD) is None:
+    here = TrustedProxies().origin("127.0.0.1", headers)
+    if refusal(headers, here, GOOD) is None:
         scheme, _, secret = given.partition(b" ")
         assert (scheme.lower(), secret.strip()) == (b"bearer", GOOD.encode())
-    assert refusal(headers, "203.0.113.1", None) is not None
-    refusal(headers, "127.0.0.1", None)
+    assert refusal(headers, TrustedProxies().origin("203.0.113.1", headers), None) is not None
+    refusal(headers, here, None)
     for value in (head, *(value for _, value in headers)):
         is_local_name(value)
         is_local_origin(value)
         is_loopback(value.decode("latin1"))
+
+
+def check_forwarded(head: bytes) -> None:
+    """Nobody who is not trusted is believed; what a client wrote is not believed because a proxy added to it."""
+    headers = headers_in(head)
+    assert PROXIES.origin(STRANGER, headers) == Origin(STRANGER, own=False)
+    for name, added in ((b"x-forwarded-for", b"203.0.113.9"), (b"forwarded", b'for="203.0.113.9:80";proto=https')):
+        lines = [line for line in headers if line[0] == name]
+        joined = b", ".join([*(value for _, value in lines), added])
+        for sent in ([*lines, (name, added)], [(name, joined)]):
+            found = PROXIES.origin("127.0.0.1", sent)
+            assert found.address in ("203.0.113.9", "127.0.0.1")
+            assert name == b"forwarded" or found.address == "203.0.113.9"
+            assert not found.own
 
 
 def check_admin(data: bytes) -> None:

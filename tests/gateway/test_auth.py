@@ -2,11 +2,17 @@
 
 import pytest
 
-from gateway.auth import is_local_name, is_loopback, refusal
+from gateway.auth import is_local_name, refusal
+from gateway.forwarded import Origin, TrustedProxies
 from gateway.headers import Headers
 
 HOST: Headers = [(b"host", b"127.0.0.1:8000")]
-HERE = "127.0.0.1"
+HERE, PROXY = "127.0.0.1", "127.0.0.2"
+
+
+def origin(peer: str, headers: Headers) -> Origin:
+    """Where a request comes from while one proxy of this machine is trusted."""
+    return TrustedProxies([PROXY]).origin(peer, headers)
 
 
 @pytest.mark.parametrize(
@@ -29,13 +35,13 @@ HERE = "127.0.0.1"
 @pytest.mark.parametrize("peer", [HERE, "192.0.2.7"])
 def test_with_a_token_the_token_decides(authorization: bytes | None, status: int | None, peer: str) -> None:
     headers = [*HOST, *([(b"authorization", authorization)] if authorization is not None else [])]
-    said = refusal(headers, peer, "s3cret")
+    said = refusal(headers, origin(peer, headers), "s3cret")
     assert (said.status if said else None) == status
 
 
 def test_an_empty_token_lets_nobody_in() -> None:
     for authorization in (b"Bearer", b"Bearer ", b""):
-        assert refusal([*HOST, (b"authorization", authorization)], HERE, "") is not None
+        assert refusal([*HOST, (b"authorization", authorization)], Origin(HERE, own=True), "") is not None
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,8 @@ def test_an_empty_token_lets_nobody_in() -> None:
         ("localhost without a port", HERE, [(b"host", b"LOCALHOST.")]),
         ("a name of this machine's own", HERE, [(b"host", b"chimera.localhost:8000")]),
         ("another loopback address", "127.8.8.8", HOST),
+        ("through a trusted proxy", PROXY, [*HOST, (b"x-forwarded-for", b"127.0.0.1")]),
+        ("with the address of a trusted proxy", PROXY, HOST),
         ("the page of this machine", HERE, [*HOST, (b"origin", b"http://127.0.0.1:8000")]),
         ("the page of this machine by name", HERE, [*HOST, (b"origin", b"http://localhost:8080")]),
         ("typed into the browser", HERE, [*HOST, (b"sec-fetch-site", b"none")]),
@@ -55,7 +63,7 @@ def test_an_empty_token_lets_nobody_in() -> None:
     ],
 )
 def test_without_a_token_this_machine_may(why: str, peer: str, headers: Headers) -> None:
-    assert refusal(headers, peer, None) is None, why
+    assert refusal(headers, origin(peer, headers), None) is None, why
 
 
 @pytest.mark.parametrize(
@@ -63,12 +71,14 @@ def test_without_a_token_this_machine_may(why: str, peer: str, headers: Headers)
     [
         ("another machine", "192.0.2.7", HOST),
         ("another machine, IPv6", "2001:db8::1", HOST),
-        ("nobody known", None, HOST),
+        ("nobody known", "", HOST),
         ("no address", "unix:/run/x", HOST),
         ("a proxy", HERE, [*HOST, (b"x-forwarded-for", b"192.0.2.7")]),
         ("a proxy, even for this machine", HERE, [*HOST, (b"forwarded", b"for=127.0.0.1")]),
         ("a proxy that names itself", HERE, [*HOST, (b"via", b"1.1 proxy")]),
         ("a proxy of another kind", HERE, [*HOST, (b"x-real-ip", b"127.0.0.1")]),
+        ("another machine through a trusted proxy", PROXY, [*HOST, (b"x-forwarded-for", b"192.0.2.7")]),
+        ("a trusted proxy that does not know", PROXY, [*HOST, (b"x-forwarded-for", b"127.0.0.1, unknown")]),
         ("a page of another site", HERE, [*HOST, (b"origin", b"https://evil.example")]),
         ("a page of another site that has only an address", HERE, [*HOST, (b"origin", b"http://203.0.113.7")]),
         ("a page of another machine nearby", HERE, [*HOST, (b"origin", b"http://192.168.1.5:8000")]),
@@ -81,18 +91,18 @@ def test_without_a_token_this_machine_may(why: str, peer: str, headers: Headers)
         ("an empty name", HERE, [(b"host", b"")]),
     ],
 )
-def test_without_a_token_nobody_else_may(why: str, peer: str | None, headers: Headers) -> None:
-    said = refusal(headers, peer, None)
+def test_without_a_token_nobody_else_may(why: str, peer: str, headers: Headers) -> None:
+    said = refusal(headers, origin(peer, headers), None)
     assert said is not None, why
     assert said.status == 403
 
 
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [("127.0.0.1", True), ("::1", True), ("::1%lo", True), ("10.0.0.1", False), ("", False), (None, False)],
-)
-def test_loopback(address: str | None, loopback: bool) -> None:
-    assert is_loopback(address) is loopback
+def test_who_comes_through_a_proxy_that_nobody_declared_is_told_what_to_do() -> None:
+    headers = [*HOST, (b"x-forwarded-for", b"192.0.2.7")]
+    said = refusal(headers, origin(HERE, headers), None)
+    assert said is not None
+    assert "ADMIN_TOKEN" in said.sentence
+    assert "TRUSTED_PROXIES" in said.sentence
 
 
 def test_the_machines_own_name_is_local(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ def test_a_worker_gets_the_clients_headers_its_own_host_and_the_request_id() -> 
     [
         b"authorization", b"cookie", b"x-api-key", b"proxy-authorization", b"connection", b"keep-alive",
         b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"content-length", b"expect",
-        b"x-request-id",
+        b"x-request-id", b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip",
+        b"x-forwarded-port", b"x-forwarded-server",
     ],
 )  # fmt: skip
 def test_what_is_between_the_client_and_the_gateway_does_not_pass(name: bytes) -> None:

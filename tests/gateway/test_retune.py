@@ -22,7 +22,7 @@ from tests.gateway.test_admin import LOCAL
 
 TUNING = Tuning(
     queue_size=7, queue_bytes=5000, queue_timeout_s=9.0, max_body_bytes=4000, pin_load_options=True, max_connections=5,
-    admin_token="new", api_keys_required=True, access=None,
+    admin_token="new", api_keys_required=True, trusted_proxies=("127.0.0.1",), access=None,
 )  # fmt: skip
 
 
@@ -42,9 +42,8 @@ def gateway() -> Tunable:
     exchange = Exchange(admission, upstream, metrics, 1, Silent())
     book = Book(metrics)
     front = Front(exchange, Pulls(exchange), metrics, max_body_bytes=1000, keyring=keyring, book=book)
-    return Tunable(
-        admission, front, book, Connections(100), make_app(FakeFleet(), admission, metrics, "old", keyring), keyring
-    )
+    pages = make_app(FakeFleet(), admission, metrics, "old", keyring, front.proxies)
+    return Tunable(admission, front, book, Connections(100), pages, keyring)
 
 
 async def test_each_value_arrives_where_it_is_looked_at() -> None:
@@ -74,6 +73,21 @@ async def test_the_admin_token_is_another_from_one_request_to_the_next() -> None
     it.retune(replace(TUNING, admin_token=None))
     assert it.pages.config[TOKEN_KEY] is None
     assert await status(None) == 200  # this machine itself
+
+
+async def test_a_proxy_is_believed_from_one_request_to_the_next() -> None:
+    it = gateway()
+    it.retune(replace(TUNING, admin_token=None, trusted_proxies=()))
+    client = it.pages.test_client()
+
+    async def status() -> int:
+        headers = {"host": "127.0.0.1:8000", "x-forwarded-for": "127.0.0.1"}
+        answer = await client.get("/admin/instances", headers=headers, scope_base=LOCAL["scope_base"])
+        return answer.status_code
+
+    assert await status() == 403
+    it.retune(replace(TUNING, admin_token=None))
+    assert await status() == 200
 
 
 async def test_a_ticket_that_waits_already_stays_in_a_queue_that_has_become_too_small() -> None:

@@ -81,6 +81,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("STOP_TIMEOUT_S", "0.1", 0.1),
     ("API_KEYS_REQUIRED", "True", True),
     ("API_KEYS_REQUIRED", " off ", False),
+    ("TRUSTED_PROXIES", "127.0.0.1", ("127.0.0.1",)),
+    ("TRUSTED_PROXIES", " 10.0.0.0/8 ,FD00:0::/8,, ::1/128,", ("10.0.0.0/8", "fd00::/8", "::1")),
     ("STATE_DIR", "/var/lib/chimera", Path("/var/lib/chimera")),
     ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
     ("LOG_LEVEL", " DEBUG ", "debug"),
@@ -141,6 +143,13 @@ BAD: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "sqlite:///chimera.db", "must be sqlite:////ABSOLUTE/PATH"),
     ("DATABASE_URL", "mysql://u:p@h/d", "must be sqlite:////ABSOLUTE/PATH"),
     ("DATABASE_URL", "sqlite:////a\nb", "must be sqlite:////ABSOLUTE/PATH"),
+    ("TRUSTED_PROXIES", "proxy.local", "'proxy.local' is not an address or a network such as 10.0.0.0/8"),
+    ("TRUSTED_PROXIES", "*", "'*' is not an address"),
+    ("TRUSTED_PROXIES", "10.0.0.0/33", "'10.0.0.0/33' is not an address"),
+    ("TRUSTED_PROXIES", "fe80::1%eth0", "'fe80::1%eth0' is not an address"),
+    ("TRUSTED_PROXIES", "10.1.2.3/8", "'10.1.2.3/8' is an address within 10.0.0.0/8; write that, or the address alone"),
+    ("TRUSTED_PROXIES", "::1,0.0.0.0/0", "'0.0.0.0/0' is everybody; name the proxies"),
+    ("TRUSTED_PROXIES", "a,::/0", "'a' is not an address or a network such as 10.0.0.0/8; '::/0' is everybody"),
     ("STATE_DIR", "state", "'state' is not an absolute path"),
     ("STATE_DIR", "/a\0b", "has a NUL character"),
     ("LOG_DIR", "./logs", "is not an absolute path"),
@@ -391,7 +400,7 @@ def test_the_example_as_it_is_sets_nothing() -> None:
 
 UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
          "WORKER_MEMORY_LIMIT_BYTES", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT",
-         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}  # fmt: skip
+         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "TRUSTED_PROXIES"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
