@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.auth import refusal
 from gateway.forwarded import Origin, TrustedProxies
 from gateway.headers import Headers
+from gateway.traefik import Domains, traefik_document
 
 # The longest that ?wait=1 waits; the answer then says what state things are in.
 WAIT_TIMEOUT_S = 900.0
@@ -20,8 +21,9 @@ WAIT_TIMEOUT_S = 900.0
 SAID_CHARACTERS = 300
 # Where the application keeps the admin API's token, which may change while it runs; None: loopback only.
 TOKEN_KEY = "ADMIN_TOKEN"  # noqa: S105 - a name
-# And its TrustedProxies.
+# And its TrustedProxies, and Domains.
 PROXIES_KEY = "TRUSTED_PROXIES"
+DOMAINS_KEY = "TRAEFIK_DOMAINS"
 
 Row = dict[str, Any]
 
@@ -121,6 +123,14 @@ class PruneAsk(msgspec.Struct, forbid_unknown_fields=True):
     wait: bool = False
 
 
+class TraefikAsk(msgspec.Struct, forbid_unknown_fields=True):
+    """What GET /admin/traefik takes. `entrypoints`: names of Traefik's, separated by commas."""
+
+    entrypoints: str = ""
+    resolver: str | None = None
+    tls: bool = False
+
+
 Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 
@@ -155,8 +165,8 @@ def answered(value: Any, status: int = 200) -> Response:
 def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C901 - one view each
     """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs.
 
-    The application that has it says under TOKEN_KEY and PROXIES_KEY in its config what the token is, and whose word
-    about a client counts.
+    The application that has it says under TOKEN_KEY, PROXIES_KEY and DOMAINS_KEY in its config what the token is, whose
+    word about a client counts, and which names lead here.
     """
     admin = Blueprint("admin", __name__, url_prefix="/admin")
 
@@ -249,12 +259,29 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
             return Response("".join(json.dumps(row) + "\n" for row in fleet.events()), content_type=kind)
         return _streamed(_json_lines(fleet.follow_events()), kind)
 
+    @admin.get("/traefik")
+    async def traefik() -> Response:
+        ask, domains = understood(TraefikAsk, request.args.to_dict(), b""), _domains()
+        url = request.host_url.rstrip("/")  # whoever asks reaches us by it
+        document = traefik_document(
+            domains.api, domains.frontend, url, url, entry_points=[name for name in ask.entrypoints.split(",") if name],
+            resolver=ask.resolver or None, tls=ask.tls,
+        )  # fmt: skip
+        if not document:
+            return answered({"error": "no name leads here: set TRAEFIK_API_DOMAIN or TRAEFIK_FRONTEND_DOMAIN"}, 404)
+        return answered(document)
+
     return admin
 
 
 def _origin(headers: Headers) -> Origin:
     proxies: TrustedProxies = current_app.config[PROXIES_KEY]
     return proxies.origin((request.scope.get("client") or ("",))[0], headers)
+
+
+def _domains() -> Domains:
+    domains: Domains = current_app.config[DOMAINS_KEY]
+    return domains
 
 
 def _streamed(lines: AsyncIterator[bytes], content_type: str) -> Response:

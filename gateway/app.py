@@ -7,13 +7,14 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import BadHost, HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from gateway.admin import PROXIES_KEY, TOKEN_KEY, FleetAdmin, answered, make_admin
+from gateway.admin import DOMAINS_KEY, PROXIES_KEY, TOKEN_KEY, FleetAdmin, answered, make_admin
 from gateway.admin_keys import make_key_pages
 from gateway.admission import Admission
 from gateway.forwarded import TrustedProxies
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.openapi import document
+from gateway.traefik import NO_DOMAINS, Domains
 
 
 class Pages(QuartTrio):
@@ -29,7 +30,7 @@ class Pages(QuartTrio):
 
 def make_app(
     fleet: FleetAdmin, admission: Admission, metrics: Metrics, admin_token: str | None, keyring: Keyring | None = None,
-    proxies: TrustedProxies | None = None,
+    proxies: TrustedProxies | None = None, domains: Domains = NO_DOMAINS,
 ) -> QuartTrio:  # fmt: skip
     """Return the application. Forwarded paths never come here: gateway.asgi answers them."""
     app = Pages(__name__, static_folder=None)  # else it has a route for files, of which there are none
@@ -37,6 +38,7 @@ def make_app(
     logging.getLogger(__name__).setLevel(logging.WARNING)
     app.config[TOKEN_KEY] = admin_token
     app.config[PROXIES_KEY] = proxies or TrustedProxies()
+    app.config[DOMAINS_KEY] = domains
     admin = make_admin(fleet, admission)
     admin.register_blueprint(make_key_pages(keyring or Keyring()))
     app.register_blueprint(admin)

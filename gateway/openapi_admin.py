@@ -18,7 +18,7 @@ _REFUSALS: Final = {
     400: "not understood; the sentence says what",
     401: "no ADMIN_TOKEN, or a wrong one",
     403: "not from this machine, or a web page's request, while no ADMIN_TOKEN is set",
-    404: "there is no such worker or GPU",
+    404: "there is no such thing; the sentence says which",
     405: "the path has no such method",
     409: "no room, or not while it is as it is",
     503: "the database does not answer; nothing was changed",
@@ -160,6 +160,17 @@ OWN_PATHS: Final[Json] = {
         "get": admin(
             "listEvents", "What happened, a line of JSON each", answers("the events", _TEXT, kind=NDJSON),
             query=(_FOLLOW,),
+        ),
+    },
+    "/admin/traefik": {
+        "get": admin(
+            "traefik", "What Traefik's HTTP provider asks for: the names that lead here, and how",
+            answers("Traefik's dynamic configuration", shape("", http={"type": "object"}), refused=(400, 404)),
+            query=(
+                query("entrypoints", "names of Traefik's entry points, separated by commas; none: all", STRING),
+                query("resolver", "Traefik's name of what gets the certificates", STRING),
+                query("tls", "1: the entry points speak TLS", STRING),
+            ),
         ),
     },
     "/healthz": {

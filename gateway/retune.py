@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from quart import Quart
 
 from gateway.access import AccessLog
-from gateway.admin import TOKEN_KEY
+from gateway.admin import DOMAINS_KEY, TOKEN_KEY
 from gateway.admission import Admission
 from gateway.book import Book
 from gateway.connections import Connections, fit_descriptors
 from gateway.front import Front
 from gateway.keyring import Keyring
+from gateway.traefik import Domains
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Tuning:
     admin_token: str | None
     api_keys_required: bool
     trusted_proxies: tuple[str, ...]
+    domains: Domains
     access: AccessLog | None
 
 
@@ -52,5 +54,6 @@ class Tunable:
         self.book.access = tuning.access
         self.connections.bound = fit_descriptors(tuning.max_connections)
         self.pages.config[TOKEN_KEY] = tuning.admin_token
+        self.pages.config[DOMAINS_KEY] = tuning.domains
         self.keyring.required = tuning.api_keys_required
         self.front.proxies.settle(tuning.trusted_proxies)

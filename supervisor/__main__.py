@@ -39,6 +39,7 @@ from gateway.pulls import Pulls
 from gateway.rescue import Opened, open_keys
 from gateway.retune import Tunable, Tuning
 from gateway.stamps import utc_ms_text
+from gateway.traefik import Domains
 from gateway.upstream import Upstream
 from supervisor.activation import check_handed, handed_sockets
 from supervisor.background import log_path
@@ -231,7 +232,7 @@ async def _run_all(
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     proxies = TrustedProxies(settings.trusted_proxies)
-    pages = make_app(operator, admission, metrics, token, keyring, proxies)
+    pages = make_app(operator, admission, metrics, token, keyring, proxies, _domains(settings))
     pulls = Pulls(exchange)
 
     async with AsyncExitStack() as stack:
@@ -371,8 +372,12 @@ def _tuning(settings: Settings, own_log: LineWriter[None]) -> Tuning:
         max_connections=settings.max_connections,
         admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
         api_keys_required=settings.api_keys_required, trusted_proxies=settings.trusted_proxies,
-        access=_access_log(settings, own_log),
+        domains=_domains(settings), access=_access_log(settings, own_log),
     )  # fmt: skip
+
+
+def _domains(settings: Settings) -> Domains:
+    return Domains(settings.traefik_api_domain, settings.traefik_frontend_domain)
 
 
 async def _keep_models(

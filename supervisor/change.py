@@ -49,6 +49,8 @@ REACH: dict[str, Reach] = {
     "admin_token": Reach.NOW,
     "api_keys_required": Reach.NOW,
     "trusted_proxies": Reach.NOW,
+    "traefik_api_domain": Reach.NOW,
+    "traefik_frontend_domain": Reach.NOW,
     "database_url": Reach.CHIMERA,
     "state_dir": Reach.CHIMERA,
     "log_dir": Reach.CHIMERA,

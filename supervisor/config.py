@@ -25,17 +25,7 @@ WORKER_PORTS = 512
 MOST_WORKERS = 256
 
 # Names that the contract reserves for what this version does not do yet.
-RESERVED = frozenset(
-    [
-        "FRONTEND_PORT",
-        "NEXTAUTH_URL",
-        "NEXTAUTH_SECRET",
-        "TRAEFIK_API_DOMAIN",
-        "TRAEFIK_FRONTEND_DOMAIN",
-        "TLS_CERT",
-        "TLS_KEY",
-    ]
-)
+RESERVED = frozenset(["FRONTEND_PORT", "NEXTAUTH_URL", "NEXTAUTH_SECRET", "TLS_CERT", "TLS_KEY"])
 # Whoever sets one of these expects protection: ignoring it would be dangerous, wherever it was set.
 RESERVED_PROTECTION = frozenset({"TLS_CERT", "TLS_KEY"})
 # Read by client.sh and the scripts, and welcome in the same file.
@@ -117,6 +107,18 @@ def _networks(value: object) -> object:
     if faults:
         raise ValueError("; ".join(faults))
     return tuple(networks)
+
+
+def _domains(value: object) -> object:
+    """Read host names (RFC 1123, 2.1); all that are none are named."""
+    if not isinstance(value, str):
+        return value
+    names = [name for name in (part.strip().lower() for part in value.split(",")) if name]
+    label = "[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?"
+    bad = [name for name in names if len(name) > 253 or not re.fullmatch(rf"{label}(\.{label})*", name)]
+    if bad:
+        raise ValueError("; ".join(f"{name!r} is not a host name such as api.example.org" for name in bad))
+    return tuple(dict.fromkeys(names))
 
 
 def _host(value: object) -> object:
@@ -250,6 +252,12 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
         (), alias="TRUSTED_PROXIES", description="reverse proxies that are believed who their client is"
     )
+    traefik_api_domain: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
+        (), alias="TRAEFIK_API_DOMAIN", description="host names of the API"
+    )
+    traefik_frontend_domain: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
+        (), alias="TRAEFIK_FRONTEND_DOMAIN", description="host names of the web page"
+    )
     database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
         None, alias="DATABASE_URL", description="where keys are kept; unset: a SQLite file in STATE_DIR"
     )
@@ -373,7 +381,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "worker_env":
         # a worker's variable may hold a key
         return ",".join(f"{key}=(hidden)" if _secret(key, text) else f"{key}={text}" for key, text in value)
-    if name in ("required_models", "trusted_proxies"):
+    if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, float):
         return f"{value:g}"

@@ -60,6 +60,7 @@ PURE = {
         "labels",
         "phases",
         "traceparent",
+        "traefik",
         "tables",
     },
 }

@@ -8,11 +8,12 @@ import trio
 from quart_trio import QuartTrio
 
 from gateway import admin as module
-from gateway.admin import NotUnderstood, PruneAsk, SpawnAsk, understood
+from gateway.admin import DOMAINS_KEY, PROXIES_KEY, NotUnderstood, PruneAsk, SpawnAsk, understood
 from gateway.admission import Admission
 from gateway.app import make_app
 from gateway.dispatch import QUEUE_BYTES
 from gateway.metrics import Metrics
+from gateway.traefik import Domains, traefik_document
 from tests.fakes.asgi import AsgiClient
 from tests.fakes.fleet_admin import FakeFleet, FleetError
 
@@ -269,6 +270,52 @@ async def test_a_count_of_lines_that_is_none_is_refused(count: str) -> None:
 async def test_events_are_lines_of_json() -> None:
     status, text = await ask(FakeFleet(), "GET", "/admin/events")
     assert (status, json.loads(text)) == (200, {"event": "worker_ready", "worker": "cpu-1"})
+
+
+# -- who stands in front of it -----------------------------------------------------------------------------------------
+
+
+async def test_traefik_is_told_by_the_address_that_it_asked_by() -> None:
+    app = app_of(FakeFleet())
+    app.config[DOMAINS_KEY] = Domains(("api.example",), ("chat.example",))
+    asked = {**LOCAL, "headers": {"host": "127.0.0.1:8123"}}
+    answer = await app.test_client().get("/admin/traefik?entrypoints=web,websecure&resolver=le", **asked)
+    assert answer.status_code == 200
+    assert await answer.get_json() == traefik_document(
+        ("api.example",), ("chat.example",), "http://127.0.0.1:8123", "http://127.0.0.1:8123",
+        entry_points=("web", "websecure"), resolver="le",
+    )  # fmt: skip
+
+
+async def test_traefik_is_told_nothing_while_no_name_leads_here() -> None:
+    status, answer = await ask(FakeFleet(), "GET", "/admin/traefik")
+    assert status == 404
+    assert "TRAEFIK_API_DOMAIN" in answer["error"]
+
+
+async def test_what_traefik_cannot_mean_is_refused() -> None:
+    status, answer = await ask(FakeFleet(), "GET", "/admin/traefik?entryPoints=web")
+    assert status == 400
+    assert "entrypoints, resolver, tls" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "client", "status"),
+    [
+        ("", "203.0.113.9", 403),
+        ("", "127.0.0.1", 403),
+        ("127.0.0.1", "203.0.113.9", 403),
+        ("127.0.0.1", "127.0.0.1", 200),
+    ],
+)
+async def test_who_comes_through_a_proxy_on_this_machine_is_not_this_machine_unless_the_proxy_is_trusted_and_says_so(
+    trusted: str, client: str, status: int
+) -> None:
+    app = app_of(FakeFleet())
+    app.config[PROXIES_KEY].settle(filter(None, [trusted]))
+    headers = {"host": "127.0.0.1:8000", "x-forwarded-for": client}
+    answer = await app.test_client().get("/admin/instances", **{**LOCAL, "headers": headers})
+    assert answer.status_code == status
 
 
 @pytest.mark.parametrize(

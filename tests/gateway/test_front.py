@@ -88,6 +88,28 @@ def _joined(head: bytes, body: bytes) -> bytes:
     return data + body
 
 
+@pytest.mark.parametrize("lane", [EXPRESS, HYPERCORN])
+async def test_the_queue_is_fair_to_whom_a_trusted_proxy_speaks_for(
+    nursery: trio.Nursery, connect: Connect, lane: str
+) -> None:
+    hall = Hall(nursery)
+    app = front_of(hall)
+    served = await serve(nursery, app, lane=lane)
+    for trusted, caller in ((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9"):
+        app.front.proxies.settle(trusted)
+        client = await connect(served.port)
+        await client.send(post("/api/chat", CHAT, "X-Forwarded-For: 198.51.100.66, 203.0.113.9"))
+        while not (tickets := hall.admission.tickets()):
+            await trio.sleep(0.01)
+        assert [row["caller"] for row in tickets] == [caller]
+        await client.stream.aclose()
+        while hall.admission.tickets():
+            await trio.sleep(0.01)
+    served.life.cancel()
+    await served.ended.wait()
+    hall.upstream.close()
+
+
 @pytest.mark.parametrize("name", ASKED)
 async def test_the_two_lanes_answer_alike(nursery: trio.Nursery, connect: Connect, name: str) -> None:
     sent, behaviour = ASKED[name]

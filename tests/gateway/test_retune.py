@@ -16,13 +16,15 @@ from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.pulls import Pulls
 from gateway.retune import Tunable, Tuning
+from gateway.traefik import Domains
 from gateway.upstream import Upstream
 from tests.fakes.fleet_admin import FakeFleet
 from tests.gateway.test_admin import LOCAL
 
 TUNING = Tuning(
     queue_size=7, queue_bytes=5000, queue_timeout_s=9.0, max_body_bytes=4000, pin_load_options=True, max_connections=5,
-    admin_token="new", api_keys_required=True, trusted_proxies=("127.0.0.1",), access=None,
+    admin_token="new", api_keys_required=True, trusted_proxies=("127.0.0.1",),
+    domains=Domains(("api.example",)), access=None,
 )  # fmt: skip
 
 
@@ -88,6 +90,14 @@ async def test_a_proxy_is_believed_from_one_request_to_the_next() -> None:
     assert await status() == 403
     it.retune(replace(TUNING, admin_token=None))
     assert await status() == 200
+
+
+async def test_other_names_are_told_of_from_one_request_to_the_next() -> None:
+    it = gateway()
+    it.retune(replace(TUNING, admin_token=None, domains=Domains()))
+    assert (await it.pages.test_client().get("/admin/traefik", **LOCAL)).status_code == 404
+    it.retune(replace(TUNING, admin_token=None))
+    assert b"api.example" in await (await it.pages.test_client().get("/admin/traefik", **LOCAL)).get_data()
 
 
 async def test_a_ticket_that_waits_already_stays_in_a_queue_that_has_become_too_small() -> None:

@@ -83,6 +83,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("API_KEYS_REQUIRED", " off ", False),
     ("TRUSTED_PROXIES", "127.0.0.1", ("127.0.0.1",)),
     ("TRUSTED_PROXIES", " 10.0.0.0/8 ,FD00:0::/8,, ::1/128,", ("10.0.0.0/8", "fd00::/8", "::1")),
+    ("TRAEFIK_API_DOMAIN", "api.example.org", ("api.example.org",)),
+    ("TRAEFIK_FRONTEND_DOMAIN", " Chat.example.org,chat.example.org, b-2.local,", ("chat.example.org", "b-2.local")),
     ("STATE_DIR", "/var/lib/chimera", Path("/var/lib/chimera")),
     ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
     ("LOG_LEVEL", " DEBUG ", "debug"),
@@ -150,6 +152,11 @@ BAD: list[tuple[str, str, str]] = [
     ("TRUSTED_PROXIES", "10.1.2.3/8", "'10.1.2.3/8' is an address within 10.0.0.0/8; write that, or the address alone"),
     ("TRUSTED_PROXIES", "::1,0.0.0.0/0", "'0.0.0.0/0' is everybody; name the proxies"),
     ("TRUSTED_PROXIES", "a,::/0", "'a' is not an address or a network such as 10.0.0.0/8; '::/0' is everybody"),
+    ("TRAEFIK_API_DOMAIN", "https://api.example.org", "'https://api.example.org' is not a host name such as"),
+    ("TRAEFIK_API_DOMAIN", "a_b,-c", "'a_b' is not a host name such as api.example.org; '-c' is not a host name"),
+    ("TRAEFIK_FRONTEND_DOMAIN", "chat.example.org:443", "is not a host name"),
+    ("TRAEFIK_FRONTEND_DOMAIN", "a`) || Path(`/", "is not a host name"),
+    ("TRAEFIK_FRONTEND_DOMAIN", ".".join(["a" * 63] * 4), "is not a host name"),
     ("STATE_DIR", "state", "'state' is not an absolute path"),
     ("STATE_DIR", "/a\0b", "has a NUL character"),
     ("LOG_DIR", "./logs", "is not an absolute path"),
@@ -400,7 +407,8 @@ def test_the_example_as_it_is_sets_nothing() -> None:
 
 UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
          "WORKER_MEMORY_LIMIT_BYTES", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT",
-         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "TRUSTED_PROXIES"}  # fmt: skip
+         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "TRUSTED_PROXIES",
+         "TRAEFIK_API_DOMAIN", "TRAEFIK_FRONTEND_DOMAIN"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
