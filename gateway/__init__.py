@@ -23,8 +23,8 @@ The decisions are pure and stand apart: `dispatch` (who gets which slot) about `
 `line` (the queue), `affinity` (who still holds a conversation's beginning), `fair` (whose turn it is), `pace` (who is
 slow) and `breaker` (who fails, and is passed over); `retry` (who is asked after a fault), `ollama` (which path who
 answers, what a body asks for, what an error says), `load_options` (what would load a model anew), `headers`, `errors`
-(what went wrong -> what the client is told), `auth` (who may administer), `keys` and `limits` (what a key is, and what
-it may take).
+(what went wrong -> what the client is told), `forwarded` (who the client is, behind proxies that are trusted), `auth`
+(who may administer), `traefik` (what that proxy is told), `keys` and `limits` (what a key is, and what it may take).
 
 `retune` gives a running gateway other values, for settings that are read anew.
 

@@ -14,6 +14,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.headers import Headers
 
@@ -40,8 +41,10 @@ _PAIR = re.compile(rf"[ \t]*+(?:({_WORD})=(?:({_WORD})|({_QUOTED})))?[ \t]*+([;,
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 # RFC 7239, 6: an address and perhaps a port, which may be hidden. IPv6 is in brackets in both headers where a port
 # follows; X-Forwarded-For has it bare too.
-_NODE = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?")
-_BARE = re.compile(r"[0-9A-Fa-f:.]+")
+_NODE = re.compile(
+    r"(?:\[([0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]{1,44})\]|([0-9.]{7,15}))(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?"
+)
+_BARE = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ def is_loopback(address: str | None) -> bool:
     return found is not None and found.is_loopback
 
 
+@lru_cache(maxsize=1024)  # the same few proxies, and their clients, in each of many requests
 def _address(text: str) -> Address | None:
     """Return the address that a text is, without its zone; an IPv4 address that is written as IPv6 is IPv4."""
     try:
@@ -110,6 +114,11 @@ def forwarded(text: str) -> list[str | None]:
     return nodes
 
 
+def _sent(headers: Headers) -> set[bytes]:
+    """Return which of the headers that only proxies send are there."""
+    return {name for name, _ in headers} & _PROXIES_SEND
+
+
 class TrustedProxies:
     """The proxies whose word counts (TRUSTED_PROXIES). They may change while connections are open."""
 
@@ -132,9 +141,15 @@ class TrustedProxies:
 
     def origin(self, peer: str, headers: Headers) -> Origin:
         """Return where a request of a peer comes from."""
-        sent = {name for name, _ in headers} & _PROXIES_SEND
-        if not sent or not self.trusts(peer):
-            return Origin(peer, own=is_loopback(peer) and not sent)
+        if self.trusts(peer):
+            return self.origin_behind(peer, headers)
+        return Origin(peer, own=is_loopback(peer) and not _sent(headers))
+
+    def origin_behind(self, peer: str, headers: Headers) -> Origin:
+        """Return where a request comes from of a peer that is trusted."""
+        sent = _sent(headers)
+        if not sent:
+            return Origin(peer, own=is_loopback(peer))
         said = [
             self._behind(peer, parse(b",".join(value for key, value in headers if key == name).decode("latin1")))
             for name, parse in ((_X_FORWARDED_FOR, x_forwarded_for), (_FORWARDED, forwarded))
@@ -173,4 +188,4 @@ class Caller:
         if self._networks is not self._proxies.networks:
             self._networks = self._proxies.networks
             self._trusted = self._proxies.trusts(self._peer)
-        return self._proxies.origin(self._peer, headers).address if self._trusted else self._peer
+        return self._proxies.origin_behind(self._peer, headers).address if self._trusted else self._peer

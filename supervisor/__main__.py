@@ -377,7 +377,7 @@ def _tuning(settings: Settings, own_log: LineWriter[None]) -> Tuning:
 
 
 def _domains(settings: Settings) -> Domains:
-    return Domains(settings.traefik_api_domain, settings.traefik_frontend_domain)
+    return Domains(settings.api_domains, settings.page_domains)
 
 
 async def _keep_models(

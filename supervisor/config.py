@@ -101,6 +101,8 @@ def _networks(value: object) -> object:
             continue
         if "/" in part and network.network_address != ipaddress.ip_interface(part).ip:
             faults.append(f"{part!r} is an address within {network}; write that, or the address alone")
+        elif network.version == 6 and network.network_address.ipv4_mapped:
+            faults.append(f"{part!r} is IPv4 written as IPv6; write it as IPv4")
         elif network.prefixlen == 0:
             faults.append(f"{part!r} is everybody; name the proxies")
         networks.append(str(network.network_address if network.num_addresses == 1 else network))
@@ -252,10 +254,10 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
         (), alias="TRUSTED_PROXIES", description="reverse proxies that are believed who their client is"
     )
-    traefik_api_domain: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
+    api_domains: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
         (), alias="TRAEFIK_API_DOMAIN", description="host names of the API"
     )
-    traefik_frontend_domain: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
+    page_domains: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
         (), alias="TRAEFIK_FRONTEND_DOMAIN", description="host names of the web page"
     )
     database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import trio
 
+from scripts.booted.behind import behind_nginx
 from scripts.booted.machine import SOURCE, Machine, NoMachine, passed_on
 from scripts.booted.traffic import Fate, Traffic, whole
 from scripts.faults.load import wait_until
@@ -125,7 +126,7 @@ def installed(service: Service) -> None:
     second = run("make", "-C", SOURCE, "install", "PYTHON=/usr/bin/python3", check=False)
     same = second.returncode == 0 and _listing(service.machine) == before
     service.row("make install, twice", "the second changes nothing", Seen(_last(second.stdout), same))
-    service.settings(WORKERS="cpu=2", DRAIN_TIMEOUT_S=DRAIN_TIMEOUT_S)
+    service.settings(WORKERS="cpu=2", DRAIN_TIMEOUT_S=DRAIN_TIMEOUT_S, TRUSTED_PROXIES="127.0.0.1")
     checked = run("chimera", "upgrade-check", check=False)
     service.row("chimera upgrade-check", "accepts the settings",
                 Seen((checked.stdout + checked.stderr).strip(), checked.returncode == 0))  # fmt: skip
@@ -336,7 +337,7 @@ def _named(machine: Machine) -> list[str]:
 
 
 CHECKS: tuple[Callable[[Service], None], ...] = (
-    installed, started, reloaded, restarted, killed, stopped_dead, stopped, misconfigured, uninstalled,
+    installed, started, behind_nginx, reloaded, restarted, killed, stopped_dead, stopped, misconfigured, uninstalled,
 )  # fmt: skip
 
 

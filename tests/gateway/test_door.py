@@ -13,9 +13,10 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import answering, stream
 from gateway import body as body_module
 from gateway.asgi import Message, Receive, Send
+from gateway.connections import Connections, Place
 from gateway.door import Door, PortTaken, listen
 from gateway.head import HEAD_BYTES
-from tests.fakes.door import CHAT, TOO_LONG_S, Connect, House, front_of, serve
+from tests.fakes.door import CHAT, EXPRESS, TOO_LONG_S, Connect, House, front_of, serve
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import Conversation, dies, hangs, says, starts, streams
 
@@ -347,6 +348,29 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(
     with trio.fail_after(TOO_LONG_S):
         await served.door.wait_empty()
     assert repr(hall.admission) == NOTHING_LEFT
+
+
+async def test_no_place_is_kept_for_who_comes_through_a_trusted_proxy(
+    nursery: trio.Nursery, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: list[bool] = []
+    place = Connections.place
+
+    def seen(connections: Connections, now: float, **asked: bool) -> Place | None:
+        own.append(asked["own"])
+        return place(connections, now, **asked)
+
+    monkeypatch.setattr(Connections, "place", seen)
+    app = front_of(Hall(nursery))
+    served = await serve(nursery, app, lane=EXPRESS)
+    for trusted in ((), ("127.0.0.1",)):
+        app.front.proxies.settle(trusted)
+        client = await connect(served.port)
+        await client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await client.until(b'{"status": "ok"}\n')
+    assert own == [True, False]
+    served.life.cancel()
+    await served.ended.wait()
 
 
 # -- going down --------------------------------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ BAD: list[tuple[str, str, str]] = [
     ("TRUSTED_PROXIES", "10.0.0.0/33", "'10.0.0.0/33' is not an address"),
     ("TRUSTED_PROXIES", "fe80::1%eth0", "'fe80::1%eth0' is not an address"),
     ("TRUSTED_PROXIES", "10.1.2.3/8", "'10.1.2.3/8' is an address within 10.0.0.0/8; write that, or the address alone"),
+    ("TRUSTED_PROXIES", "::ffff:10.0.0.1", "'::ffff:10.0.0.1' is IPv4 written as IPv6; write it as IPv4"),
     ("TRUSTED_PROXIES", "::1,0.0.0.0/0", "'0.0.0.0/0' is everybody; name the proxies"),
     ("TRUSTED_PROXIES", "a,::/0", "'a' is not an address or a network such as 10.0.0.0/8; '::/0' is everybody"),
     ("TRAEFIK_API_DOMAIN", "https://api.example.org", "'https://api.example.org' is not a host name such as"),
