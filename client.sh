@@ -43,6 +43,7 @@ Options
 
 Environment
   CHIMERA_URL                  the gateway: http://127.0.0.1:8000
+  CHIMERA_CA                   file with the certificate (or its authority's) to trust, for https://
   CHIMERA_API_KEY              sent with inference, if the gateway asks for keys
   ADMIN_TOKEN                  sent with instances, spawn, prune and status
 
@@ -221,6 +222,7 @@ curl_call() { # METHOD PATH BODY [CURL OPTIONS]: the answer, then a line "STATUS
   local direct="127.0.0.1,localhost,::1,${no_proxy-${NO_PROXY-}}"
   local -a request=(-s --noproxy "${direct%,}" -X "$method" --connect-timeout 5 --speed-limit 1 --speed-time "$SILENCE_S")
   request+=(-w '\nSTATUS %{http_code}' -H 'Content-Type: application/json' -H 'Expect:' "$@")
+  if [[ -n ${CHIMERA_CA-} ]]; then request+=(--cacert "$CHIMERA_CA"); fi
   if [[ -n $body ]]; then request+=(--data-binary @-); fi
   # Token and body go through pipes: arguments would show in ps. printf is part of bash, no process.
   if [[ -n $token ]]; then
@@ -239,7 +241,9 @@ check_answer() { # PATH HTTP-STATUS CURL-STATUS ANSWER: fails with one clear lin
     5 | 6) fail "no such host: $URL (CHIMERA_URL names the gateway)" ;;
     7) fail "no gateway at $URL: start it with 'make run' or 'make start-all', or set CHIMERA_URL" ;;
     28) fail "$URL$path: no answer in time" ;;
-    35 | 60) fail "$URL: no TLS connection (curl exit status $curl)" ;;
+    35) fail "$URL: no TLS there (curl exit status $curl): is it http://?" ;;
+    60) fail "$URL: its certificate is not for that name, or not trusted: CHIMERA_URL is to have a name of the certificate, CHIMERA_CA the file to trust" ;;
+    77) fail "CHIMERA_CA cannot be read, or holds no certificate: ${CHIMERA_CA-}" ;;
     18 | 52 | 56) fail "$URL$path: the connection broke before the answer was complete" ;;
     23) exit 1 ;; # nobody reads our output any more
     *) fail "$URL$path: curl failed with exit status $curl" ;;

@@ -4,10 +4,12 @@ The map, from the socket inwards:
 
 `door` accepts connections, as many as `connections` lets in. On each, a `stream`, what comes is checked and timed
 (`framing`, of `head` and `chunks`), what goes waits for no slow reader (`outgoing`), a refusal is written as it goes
-over the `wire`. There are two lanes from there. The `express` lane answers ordinary requests for forwarded paths on the
-stream itself, and hears from `leaving` who leaves meanwhile. With the first request that is anything else (HTTP/2, a
-page, a chunked body, Expect, Upgrade) the connection goes to Hypercorn: `asgi` has the forwarded paths there, `app`
-(Quart) the pages (`admin`, health, `metrics`), and `answering` sees to it that every answer has an end.
+over the `wire`; with TLS (`tls`) all of that holds for what is under it. There are two lanes from there. The `express`
+lane answers ordinary requests for forwarded paths on the stream itself, and hears from `leaving` who leaves meanwhile.
+With the first request that is anything else (HTTP/2, a page, a chunked body, Expect, Upgrade) the connection goes to
+Hypercorn: `asgi` has the forwarded paths there, `app` (Quart) the pages (`admin`, health, `metrics`), and `answering`
+sees to it that every answer has an end. The name in its Host says which site a request is for (`hosts`): the API, or
+the web `page`.
 
 Both lanes bring a `body` and a reply to `front`, which decides who answers, and whether the key may. `exchange` waits
 in `admission` for a lease, has the worker asked by `upstream` (over a `link`, by what `asking` writes and `response`

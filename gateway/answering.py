@@ -46,6 +46,7 @@ class Call:
         self._receive = receive
         self._send = send
         self._complete = False  # the request
+        self._given_up = False  # by its client
         self.begun = False
         self.whole = False
 
@@ -61,7 +62,17 @@ class Call:
             self._complete = True
             self._resting.cancel()
             self._stream.changed()
+        elif message["type"] == "http.disconnect":
+            self._given_up = True
         return message
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody waits for the rest of an answer that its application has left incomplete.
+
+        Of its own accord only: over HTTP/2 a client gives up one answer (RST_STREAM), and reads the others on.
+        """
+        return self.begun and not self.whole and not (self._multiplexed and self._given_up)
 
     async def send(self, message: Message) -> None:
         """As ASGI has it."""
@@ -128,6 +139,8 @@ def answering(app: App, stream: GuardedStream, kept: Callable[[], int]) -> App:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
+        if stream.secure:
+            scope["scheme"] = "https"
         call = Call(stream, kept, receive, send, multiplexed=scope["http_version"] == "2")
         if scope["http_version"] == "1.1":  # older clients know no informational answers; HTTP/2 has its own frames
             scope.setdefault("extensions", {})[INFORMATIONAL] = call.inform
@@ -138,7 +151,7 @@ def answering(app: App, stream: GuardedStream, kept: Callable[[], int]) -> App:
                 await _no_place(scope, call.send)
             else:
                 await app(scope, call.receive, call.send)
-            if call.begun and not call.whole:
+            if call.cut_off:
                 stream.cut()
         finally:
             stream.calls.discard(call)

@@ -9,6 +9,7 @@ import email.utils
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,6 +33,7 @@ from gateway.front import Front
 from gateway.head import HEAD_BYTES
 from gateway.leaving import Leaving
 from gateway.stream import HEAD_TIMEOUT_S, KEEP_ALIVE_S, GuardedStream
+from gateway.tls import Tls
 from gateway.wire import raw_answer
 
 log = structlog.get_logger("gateway")
@@ -121,13 +123,15 @@ async def run_gateway(
     sockets: list[socket.socket],
     *,
     express: Front | None = None,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     stall_timeout_s: float,
     max_connections: int,
     task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on listening sockets. The gateway's task; starts with its Door.
 
-    `express` answers the requests that the express lane takes; None: all of them go to `app`.
+    `express` answers the requests that the express lane takes; None: all of them go to `app`. `tls` is asked for each
+    new connection, what it speaks TLS with; None: it speaks plain HTTP.
     Cancellation cuts every connection: whoever wants answers to end first calls `Door.close` and waits.
     """
     config = _config()
@@ -157,11 +161,15 @@ async def run_gateway(
             peer = _peer(sock)
             if peer is None:
                 sock.close()
-            elif place := door.connections.place(
-                trio.current_time(), own=is_loopback(peer) and not proxies.trusts(peer)
-            ):
-                stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s)
+                return
+            context = tls()
+            own = is_loopback(peer) and not proxies.trusts(peer)
+            if place := door.connections.place(trio.current_time(), own=own):
+                secured = Tls(context) if context else None
+                stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s, secured)
                 nursery.start_soon(serve, stream)
+            elif context:
+                sock.close()  # nothing can be said before a handshake
             else:
                 _turn_away(sock)
 

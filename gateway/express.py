@@ -24,6 +24,7 @@ from gateway.forwarded import Caller
 from gateway.front import Front, notice_of
 from gateway.head import Head
 from gateway.headers import Headers, request_id_of, value_of
+from gateway.hosts import Site, site_of
 from gateway.leaving import Client, Leaving
 from gateway.ollama import Answerer, answerer
 from gateway.request import Request
@@ -41,8 +42,13 @@ _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _BODILESS = (204, 304)
 
 
-def taken(head: Head) -> Answerer | None:
-    """Return who answers a request, None when it is not one for this lane. Pure."""
+def taken(head: Head, page_names: frozenset[bytes] = frozenset()) -> Answerer | None:
+    """Return who answers a request, None when it is not one for this lane. Pure.
+
+    `page_names` are the hosts of the web page, whose requests are not.
+    """
+    if page_names and site_of(head.named.get(b"host"), page_names) is Site.PAGE:
+        return None
     if not head.plain or head.chunked or head.method not in _METHODS or b"%" in head.target or b"#" in head.target:
         return None
     if not _MORE.isdisjoint(head.named):
@@ -69,7 +75,7 @@ async def run_express(stream: GuardedStream, front: Front, leaving: Leaving) -> 
             if not data:
                 break
             head = stream.head
-            who = taken(head) if head is not None and stream.place is Place.OPEN else None
+            who = taken(head, front.page_names) if head is not None and stream.place is Place.OPEN else None
             if head is None or who is None:  # no head: HTTP/2
                 stream.express = False
                 stream.put_back(data)

@@ -34,12 +34,13 @@ class Front:
     def __init__(
         self, exchange: Exchange, pulls: Pulls, metrics: Metrics, *, max_body_bytes: int,
         pin_load_options: bool = False, keyring: Keyring | None = None, book: Book | None = None,
-        proxies: TrustedProxies | None = None,
+        proxies: TrustedProxies | None = None, page_names: frozenset[bytes] = frozenset(),
     ) -> None:  # fmt: skip
         """`pin_load_options`: options that would load a model anew are taken out of requests (LOAD_OPTIONS).
 
         `keyring` has the API keys; without one none is asked for. `book` follows each request to its end; without one
         only the metrics hear of it. `proxies` are those whose word about a client counts; the lanes ask them.
+        `page_names` are hosts whose requests are not for here (gateway.hosts).
         """
         self._exchange = exchange
         self.pulls = pulls
@@ -48,11 +49,13 @@ class Front:
         self._max_body_bytes = max_body_bytes
         self._reading = Room(max(exchange.admission.dispatcher.queue_bytes, max_body_bytes))
         self._pin_load_options = pin_load_options
+        self.page_names = page_names
         self._keyring = keyring or Keyring()
         self.proxies = proxies or TrustedProxies()
 
-    def settle(self, *, max_body_bytes: int, pin_load_options: bool) -> None:
-        """Let other values of MAX_BODY_BYTES, LOAD_OPTIONS and the dispatcher's QUEUE_BYTES count from now on."""
+    def settle(self, *, max_body_bytes: int, pin_load_options: bool, page_names: frozenset[bytes]) -> None:
+        """Let other values of these, and of the dispatcher's QUEUE_BYTES, count from now on."""
+        self.page_names = page_names
         self._max_body_bytes, self._pin_load_options = max_body_bytes, pin_load_options
         self._reading.most_bytes = max(self._exchange.admission.dispatcher.queue_bytes, max_body_bytes)
 

@@ -32,8 +32,8 @@ class Readiness:
             del self._told[descriptor]
             try:
                 self._epoll.unregister(descriptor)
-            except OSError:
-                pass  # closing took it out
+            except (OSError, ValueError):
+                pass  # closing took it out, or the set has gone with `run`
 
     async def run(self) -> None:
         """Tell whom it concerns. Cancellation: nobody hears of anything any more."""

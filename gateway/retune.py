@@ -10,6 +10,7 @@ from gateway.admission import Admission
 from gateway.book import Book
 from gateway.connections import Connections, fit_descriptors
 from gateway.front import Front
+from gateway.hosts import names_of
 from gateway.keyring import Keyring
 from gateway.traefik import Domains
 
@@ -50,7 +51,10 @@ class Tunable:
         self.admission.queue_timeout_s = tuning.queue_timeout_s
         self.admission.dispatcher.queue_size = tuning.queue_size
         self.admission.dispatcher.queue_bytes = tuning.queue_bytes
-        self.front.settle(max_body_bytes=tuning.max_body_bytes, pin_load_options=tuning.pin_load_options)
+        self.front.settle(
+            max_body_bytes=tuning.max_body_bytes, pin_load_options=tuning.pin_load_options,
+            page_names=names_of(tuning.domains.frontend),
+        )  # fmt: skip
         self.book.access = tuning.access
         self.connections.bound = fit_descriptors(tuning.max_connections)
         self.pages.config[TOKEN_KEY] = tuning.admin_token

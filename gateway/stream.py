@@ -1,7 +1,8 @@
 """One client's connection, between its socket and Hypercorn: checked and timed as it comes, not waited for as it goes.
 
 A request is handed on only when its head is complete and understood (`framing`); one that is not taken is answered
-here, and ends the connection. What is written goes through `outgoing`.
+here, and ends the connection. What is written goes through `outgoing`. With TLS (`tls`) all of that holds for what is
+under it, and the handshake has the time that a client has for its first request.
 """
 
 import email.utils
@@ -18,6 +19,7 @@ from gateway.errors import Told
 from gateway.framing import At, Framing
 from gateway.head import HEAD_BYTES, Head, Refused
 from gateway.outgoing import Outgoing
+from gateway.tls import NotTls, Tls
 from gateway.wire import raw_answer, with_phrase
 
 log = structlog.get_logger("gateway")
@@ -50,9 +52,18 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     """A client's connection. Hypercorn is what reads and writes it."""
 
     def __init__(
-        self, sock: socket.socket, connections: Connections, place: Place, nursery: trio.Nursery, stall_timeout_s: float
+        self,
+        sock: socket.socket,
+        connections: Connections,
+        place: Place,
+        nursery: trio.Nursery,
+        stall_timeout_s: float,
+        tls: Tls | None = None,
     ) -> None:
-        """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`."""
+        """What goes on beside Hypercorn's tasks, sending what is unread and the end, runs in `nursery`.
+
+        `tls`: what the client is to speak TLS with; None: nothing is encrypted.
+        """
         self.socket = trio.socket.from_stdlib_socket(sock)  # Hypercorn asks it for both addresses
         self._sock = sock
         self.due = math.inf  # until when the next request is waited for, while it is (gateway.patience)
@@ -71,6 +82,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._connections = connections
         self._nursery = nursery
         self._outgoing = Outgoing(sock, connections, nursery, stall_timeout_s, self.changed)
+        self._tls = tls
         self._framing = Framing()
         self._head_timeout_s = HEAD_TIMEOUT_S if place is Place.OPEN else RESERVE_TIMEOUT_S
         self._head_begun = False
@@ -81,6 +93,11 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._put_back = b""
         self._sent = trio.Event()  # set, and made anew, whenever something is given to be sent
         connections.joined(self, place)
+
+    @property
+    def secure(self) -> bool:
+        """Whether the client speaks TLS."""
+        return self._tls is not None
 
     # -- what Connections asks -----------------------------------------------------------------------------------------
 
@@ -153,6 +170,9 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         except Refused as refused:
             self._refuse(refused)
             raise trio.BrokenResourceError("the request was refused") from refused
+        except trio.BrokenResourceError:
+            self._over()
+            raise
 
     @property
     def head(self) -> Head | None:
@@ -176,6 +196,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     async def _receive(self, max_bytes: int) -> bytes | None:
         """Return what has come, b"" for the end, None when it is time to look up."""
         self._check_open()
+        if self._tls is not None and self._tls.ended:
+            return b""
         if self._framing.at is At.HEAD and self._framing.ahead and not self._head_begun:
             return None  # it came ahead of the last answer
         data: bytes | None = None
@@ -193,7 +215,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         except OSError as error:
             raise trio.BrokenResourceError(str(error)) from error
         self._check_open()
-        return data
+        return self._decrypted(self._tls, data) if data and self._tls is not None else data
 
     async def _receive_patiently(self, max_bytes: int) -> bytes | None:
         """As `_receive`, where nobody but the time has anything to wake this task for: a scope would cost more."""
@@ -206,6 +228,22 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         finally:
             self.due = math.inf
         return self._sock.recv(max_bytes)
+
+    def _decrypted(self, tls: Tls, data: bytes) -> bytes | None:
+        """Return what has come under TLS, as `_receive` does; what TLS itself has to say is sent."""
+        try:
+            plain = tls.decrypt(data)
+        except NotTls:
+            self._tls = None  # it is answered in what it speaks
+            raise Refused(400, "this port speaks HTTPS, not HTTP: write https:// in the address") from None
+        except trio.BrokenResourceError as error:
+            log.debug("a client's TLS ends", cause=str(error))
+            self._linger = True  # else the alert that says so is lost
+            raise
+        finally:
+            if own := tls.to_send():
+                self._outgoing.put(own)
+        return plain or (b"" if tls.ended else None)
 
     def give_up(self) -> None:
         """Wait no more for a request (gateway.patience)."""
@@ -247,7 +285,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
             return
         said = Told(refused.status, refused.sentence)
         try:
-            self._outgoing.put(raw_answer(said, email.utils.formatdate(usegmt=True), refused.target, refused.method))
+            answer = raw_answer(said, email.utils.formatdate(usegmt=True), refused.target, refused.method)
+            self._outgoing.put(answer if self._tls is None else self._tls.encrypt(answer))
         except trio.BrokenResourceError:
             return  # the client has left, and is told nothing
         self._linger = True
@@ -265,7 +304,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("the connection is being closed")
         if self.head_of is not None:
             data, self.head_of = with_phrase(data, self.head_of), None
-        must_wait = self._outgoing.put(data)
+        must_wait = self._outgoing.put(data if self._tls is None else self._tls.encrypt(data))
         if self._framing.at is At.OTHER:
             self._sent.set()
             self._sent = trio.Event()
@@ -314,6 +353,11 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         self._closing = True
         self._linger = self._linger or self._framing.at is At.BODY
         self._reading.cancel()
+        if self._tls is not None and (last := self._tls.close()):
+            try:
+                self._outgoing.put(last)
+            except trio.BrokenResourceError:
+                pass  # it has left, and is told nothing
         if self._outgoing.unread or self._linger:
             self._nursery.start_soon(self._finish)
             self.changed()

@@ -8,6 +8,7 @@ worker got none although the others had too few slots for all of them.
 import json
 import os
 import signal
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -386,6 +387,19 @@ async def run_trial(gateway: Gateway, trial: Trial, plan: Plan, console: Console
     return report(console, trial, ready, at_once, trio.current_time() - began)
 
 
+def trusted() -> ssl.SSLContext | bool:
+    """Return how an https:// gateway is trusted: by the file CHIMERA_CA, else as httpx does. Raises GivenUp."""
+    ca = os.environ.get("CHIMERA_CA")
+    if not ca:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError among them
+        raise GivenUp(f"CHIMERA_CA: {ca} cannot be read as a certificate: {error.strerror or error}") from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as curl: the server's own certificate will do
+    return context
+
+
 async def run(url: str, plan: Plan, console: Console) -> bool:
     """The whole trial, with what was spawned pruned at its end. Raises GivenUp."""
     trial = Trial()
@@ -394,7 +408,9 @@ async def run(url: str, plan: Plan, console: Console) -> bool:
     timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=10.0, pool=None)
     limits = httpx.Limits(max_connections=None)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=not loopback) as client,
+        httpx.AsyncClient(
+            base_url=url, timeout=timeout, limits=limits, trust_env=not loopback, verify=trusted()
+        ) as client,
         trio.open_nursery() as nursery,
     ):
         gateway = Gateway(url, client)

@@ -1,7 +1,7 @@
 """The supervisor: launches one `ollama serve` per wanted worker, watches it, heals it, and says what it did.
 
-The map. `cli` is the `chimera` command, `config` the settings, `__main__` the root that wires everything and the
-only file that knows the gateway.
+The map. `cli` is the `chimera` command, `config` the settings (`domains` reads host names in them), `__main__` the root
+that wires everything and the only file that knows the gateway.
 
 Workers: `fleet` has the wanted fleet and one task per worker; `worker` is that task, `standing` what is known of a
 worker and wanted of it, `lifecycle` its table of states, `restart` its back-off and the fleet's restart budget.
@@ -23,7 +23,8 @@ New settings while it runs: `change` is what they change, as a plan, `reload` ta
 after the other; `news` is the word from one to another, `orders`
 what signals ask for. As a service: `service` is what systemd is told, by `notify`;
 `activation` takes the sockets that it holds for us, `comeback` waits after failed starts, `unit_files` is what of the
-units follows from the settings, `cli_service` the commands for all that.
+units follows from the settings, `cli_service` the commands for all that. `tls` says what is wrong with the gateway's
+certificate, and has our own commands trust it; `certificate` takes its renewals.
 
 `store` brings in models through the primary; `embedded` and `locate` find the ollama to run; `wanted` is on disk what
 the operator asked for, each file of the kind a `state_file`; `lock` is the state directory's lock, `events` what

@@ -32,17 +32,21 @@ from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.forwarded import TrustedProxies
 from gateway.front import Front
+from gateway.hosts import names_of
 from gateway.keyring import Keyring
 from gateway.labels import ModelLabels
 from gateway.metrics import Metrics
+from gateway.page import ByHost, no_page
 from gateway.pulls import Pulls
 from gateway.rescue import Opened, open_keys
 from gateway.retune import Tunable, Tuning
 from gateway.stamps import utc_ms_text
+from gateway.tls import server_context
 from gateway.traefik import Domains
 from gateway.upstream import Upstream
 from supervisor.activation import check_handed, handed_sockets
 from supervisor.background import log_path
+from supervisor.certificate import Certificate
 from supervisor.cgroup import find_delegated
 from supervisor.change import Plan, Reach
 from supervisor.comeback import comeback_of
@@ -188,6 +192,7 @@ async def _begin(
     """Refuse what cannot work before anything is started, then run all."""
     sockets = _listen(settings, environ)
     events = EventLog()
+    certificate = Certificate(server_context, settings, events)
     service.status("ending what a former run left behind")
     if left := await sweep(settings.state_dir, stop_timeout_s=settings.stop_timeout_s):
         events.record("leftovers_ended", level="warning", processes=left, cause="a former run left them behind")
@@ -196,12 +201,12 @@ async def _begin(
     if opened.happened is not None:
         events.record(opened.happened.event, level="error", **opened.happened.fields)
     keyring = Keyring(opened.store, required=settings.api_keys_required, keys=opened.keys)
-    await _run_all(settings, ollama, environ, sockets, events, keyring, orders, service, reread)
+    await _run_all(settings, ollama, environ, sockets, events, certificate, keyring, orders, service, reread)
 
 
 async def _run_all(
     settings: Settings, ollama: Ollama, environ: Mapping[str, str], sockets: list[Any], events: EventLog,
-    keyring: Keyring, orders: Orders, service: Service, reread: Callable[[], Settings],
+    certificate: Certificate, keyring: Keyring, orders: Orders, service: Service, reread: Callable[[], Settings],
 ) -> None:  # fmt: skip
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
@@ -242,6 +247,7 @@ async def _run_all(
         front = Front(
             exchange, pulls, metrics, max_body_bytes=settings.max_body_bytes,
             pin_load_options=settings.load_options == "pin", keyring=keyring, book=book, proxies=proxies,
+            page_names=names_of(settings.page_domains),
         )  # fmt: skip
         stack.push_async_callback(prober.aclose)
         stack.callback(upstream.close)
@@ -265,19 +271,21 @@ async def _run_all(
         await stack.enter_async_context(background(pulls.run, started=True))
         await stack.enter_async_context(background(keyring.run, started=True))
         serving = partial(
-            run_gateway, AsgiLane(front, cast("App", pages)), sockets, express=front,
-            stall_timeout_s=settings.stall_timeout_s,
+            run_gateway, ByHost(front, AsgiLane(front, cast("App", pages)), no_page), sockets, express=front,
+            tls=lambda: certificate.context, stall_timeout_s=settings.stall_timeout_s,
             max_connections=fit_descriptors(settings.max_connections),
         )  # fmt: skip
+        await stack.enter_async_context(background(certificate.run))
         door: Door = await stack.enter_async_context(background(serving, started=True))
         _spare_the_collector()
-        events.record("gateway_listens", url=settings.gateway_url)
+        events.record("gateway_listens", url=settings.shown_url)
         if "NOTIFY_SOCKET" not in environ:  # a service has nobody to welcome
             await stack.enter_async_context(background(welcome, settings, operator, ollama, sys.stdout))
         tunable = Tunable(admission, front, book, door.connections, pages, keyring)
 
         def apply(change: Plan) -> None:
             before, now = house.settings, change.settings
+            shown = certificate.read(now)
             house.settings = primary.house.settings = now
             if change.names(Reach.FLEET):
                 try:
@@ -285,6 +293,7 @@ async def _run_all(
                 except SupervisorError:
                     house.settings = primary.house.settings = before
                     raise
+            certificate.show(now, shown)
             tunable.retune(_tuning(now, own_log))
             logging.getLogger().setLevel(now.log_level.upper())
             if now.worker_slots != before.worker_slots:
@@ -298,7 +307,7 @@ async def _run_all(
         await stack.enter_async_context(background(Roll(fleet, store, service, events).run))
         service.serves(
             lambda: outlook(operator.instances(), operator.primary(), int(admission.queue()["depth"]),
-                            settings.gateway_url)
+                            house.settings.shown_url)
         )  # fmt: skip
         await orders.stop.wait()
         limits = house.settings

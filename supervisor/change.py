@@ -24,6 +24,8 @@ class Reach(Enum):
 REACH: dict[str, Reach] = {
     "gateway_host": Reach.CHIMERA,
     "gateway_port": Reach.CHIMERA,
+    "tls_cert": Reach.NOW,
+    "tls_key": Reach.NOW,
     "ollama_bin": Reach.CHIMERA,  # the primary runs it too
     "ollama_port": Reach.CHIMERA,
     "ollama_models": Reach.CHIMERA,  # one store for all: no two workers may have different ones

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -25,6 +26,7 @@ from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
 from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
 from supervisor.notify import notifier_of, one_line
+from supervisor.tls import trusting, warnings_of, written_faults
 
 EX_CONFIG = 78
 # Spawning with --wait waits for a model to load, pruning for answers to end; the gateway has its own limits.
@@ -69,6 +71,15 @@ def settings_from(env_file: Path, environ: Mapping[str, str]) -> Settings:
     """Return the settings of this environment. Raises BadConfiguration."""
     values, faults = read_dotenv(env_file)
     return load_settings(environ, values, faults)
+
+
+def servable_settings(env_file: Path, environ: Mapping[str, str]) -> Settings:
+    """Return the settings for whoever is to serve by them: the files that they name are read too, the key among them.
+
+    Raises BadConfiguration.
+    """
+    values, faults = read_dotenv(env_file)
+    return load_settings(environ, values, (*faults, *written_faults(environ, values)))
 
 
 @contextmanager
@@ -122,12 +133,12 @@ def _ollama(settings: Settings) -> tuple[Settings, Ollama]:
 @command
 def run(env_file: Path) -> None:
     """Run the supervisor and the gateway in the foreground."""
-    settings, ollama = _ollama(settings_from(env_file, os.environ))
+    settings, ollama = _ollama(servable_settings(env_file, os.environ))
     logs.configure(settings.log_level, settings.log_format)
     from supervisor.__main__ import run as run_chimera
 
     def reread() -> Settings:
-        return _ollama(settings_from(env_file, os.environ))[0]
+        return _ollama(servable_settings(env_file, os.environ))[0]
 
     trio.run(run_chimera, settings, ollama, dict(os.environ), reread)
 
@@ -137,9 +148,9 @@ def run(env_file: Path) -> None:
 @command
 def start(env_file: Path) -> None:
     """Start in the background; returns when the fleet is ready."""
-    settings, _ = _ollama(settings_from(env_file, os.environ))
+    settings, _ = _ollama(servable_settings(env_file, os.environ))
     pid = background.start(settings, env_file, _fleet_of(settings), click.echo)
-    click.echo(f"chimera runs (process {pid}) at {settings.gateway_url}; log: {background.log_path(settings)}")
+    click.echo(f"chimera runs (process {pid}) at {settings.shown_url}; log: {background.log_path(settings)}")
     _print_status(settings)
 
 
@@ -164,7 +175,7 @@ def status(env_file: Path, as_json: bool, watch: bool) -> None:
     if as_json:
         click.echo(json.dumps(_fleet(settings) | _get(settings, "/admin/gpus"), indent=1))
     elif watch:
-        show.watch(lambda: show.status(settings.gateway_url, _fleet(settings), _get(settings, "/admin/gpus")))
+        show.watch(lambda: show.status(settings.shown_url, _fleet(settings), _get(settings, "/admin/gpus")))
     else:
         _print_status(settings)
 
@@ -285,11 +296,13 @@ def gpus(env_file: Path, as_json: bool) -> None:
 @command
 def config(env_file: Path) -> None:
     """Print the effective settings, and check them; every fault at once."""
-    settings = settings_from(env_file, os.environ)
+    settings = servable_settings(env_file, os.environ)
     for name, value in effective(settings).items():
         click.echo(f"{name}={value}")
     ollama = locate_ollama(settings, os.environ)
     click.echo(f"# ollama: {ollama.path}{' (CPU build)' if ollama.embedded else ''}")
+    for warning in warnings_of(settings, datetime.now(UTC).timestamp()):
+        click.echo(f"# warning: {warning}")
 
 
 @main.command()
@@ -299,13 +312,13 @@ def env(env_file: Path) -> None:
     """Print the variables that client.sh and the scripts need, for: eval "$(chimera env)"."""
     settings = settings_from(env_file, os.environ)
     written, _ = read_dotenv(env_file)
-    values = {"CHIMERA_URL": settings.gateway_url}
+    own = {name: text for name in CLIENT_NAMES if (text := os.environ.get(name) or written.get(name))}
+    values = {"CHIMERA_URL": settings.shown_url}
+    if settings.tls_cert and "CHIMERA_URL" not in own:  # another address has a certificate of its own
+        values["CHIMERA_CA"] = str(settings.tls_cert)
     if settings.admin_token:
         values["ADMIN_TOKEN"] = settings.admin_token.get_secret_value()
-    for name in CLIENT_NAMES:
-        if own := os.environ.get(name) or written.get(name):
-            values[name] = own
-    for name, value in sorted(values.items()):
+    for name, value in sorted((values | own).items()):
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -315,7 +328,10 @@ def env(env_file: Path) -> None:
 def _client(settings: Settings) -> httpx.Client:
     token = settings.admin_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-    return httpx.Client(base_url=settings.gateway_url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False)
+    trusted = trusting(settings.tls_cert) if settings.tls_cert else True
+    return httpx.Client(
+        base_url=settings.gateway_url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False, verify=trusted
+    )
 
 
 @contextmanager
@@ -323,6 +339,11 @@ def _connected(settings: Settings) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError as error:
+        if "[SSL:" in str(error):
+            raise StartRefused(
+                f"what answers at {settings.gateway_url} is not the certificate of TLS_CERT; after a change of it: "
+                f"chimera reload ({error})"
+            ) from error
         raise StartRefused(
             f"no gateway answers at {settings.gateway_url}; start one with `make run` or `chimera start`"
         ) from error
@@ -371,7 +392,7 @@ def _call(env_file: Path, method: str, path: str, body: object = None) -> dict[s
 
 
 main.add_command(key_commands(_call))
-for each in service_commands(settings_from, read_dotenv, faults_told):
+for each in service_commands(servable_settings, read_dotenv, faults_told):
     main.add_command(each)
 
 
@@ -392,7 +413,7 @@ def _fleet_of(settings: Settings) -> Callable[[], dict[str, Any] | None]:
 
 
 def _print_status(settings: Settings) -> None:
-    Console().print(show.status(settings.gateway_url, _fleet(settings), _get(settings, "/admin/gpus")))
+    Console().print(show.status(settings.shown_url, _fleet(settings), _get(settings, "/admin/gpus")))
 
 
 if __name__ == "__main__":

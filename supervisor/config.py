@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
+from supervisor.domains import domains, in_both
 from supervisor.errors import BadConfiguration
 
 # Linux gives client sockets ports from here up (net.ipv4.ip_local_port_range), and Ollama's runners take theirs
@@ -25,11 +26,9 @@ WORKER_PORTS = 512
 MOST_WORKERS = 256
 
 # Names that the contract reserves for what this version does not do yet.
-RESERVED = frozenset(["FRONTEND_PORT", "NEXTAUTH_URL", "NEXTAUTH_SECRET", "TLS_CERT", "TLS_KEY"])
-# Whoever sets one of these expects protection: ignoring it would be dangerous, wherever it was set.
-RESERVED_PROTECTION = frozenset({"TLS_CERT", "TLS_KEY"})
+RESERVED = frozenset(["FRONTEND_PORT", "NEXTAUTH_URL", "NEXTAUTH_SECRET"])
 # Read by client.sh and the scripts, and welcome in the same file.
-CLIENT_NAMES = frozenset({"CHIMERA_URL", "CHIMERA_API_KEY"})
+CLIENT_NAMES = frozenset({"CHIMERA_URL", "CHIMERA_API_KEY", "CHIMERA_CA"})
 # A worker's variables that Chimera itself decides: WORKER_ENV may not contradict it.
 MANAGED_BY = {
     "OLLAMA_HOST": "WORKER_PORT_BASE",
@@ -111,18 +110,6 @@ def _networks(value: object) -> object:
     return tuple(networks)
 
 
-def _domains(value: object) -> object:
-    """Read host names (RFC 1123, 2.1); all that are none are named."""
-    if not isinstance(value, str):
-        return value
-    names = [name for name in (part.strip().lower() for part in value.split(",")) if name]
-    label = "[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?"
-    bad = [name for name in names if len(name) > 253 or not re.fullmatch(rf"{label}(\.{label})*", name)]
-    if bad:
-        raise ValueError("; ".join(f"{name!r} is not a host name such as api.example.org" for name in bad))
-    return tuple(dict.fromkeys(names))
-
-
 def _host(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[0-9A-Za-z_.:-]+", value.strip("[]")):
         raise ValueError(f"{value!r} is not an address or host name")
@@ -168,6 +155,7 @@ SECRETS = frozenset(
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
+Domains = Annotated[tuple[str, ...], BeforeValidator(domains)]
 
 
 class Settings(BaseModel):
@@ -179,6 +167,12 @@ class Settings(BaseModel):
         "127.0.0.1", alias="GATEWAY_HOST", description="address the gateway listens on"
     )
     gateway_port: Port = Field(8000, alias="GATEWAY_PORT", description="port the gateway listens on")
+    tls_cert: Directory | None = Field(
+        None, alias="TLS_CERT", description="certificate in PEM form, with those that signed it: the port speaks HTTPS"
+    )
+    tls_key: Directory | None = Field(None, alias="TLS_KEY", description="the certificate's private key, in PEM form")
+    api_domains: Domains = Field((), alias="TRAEFIK_API_DOMAIN", description="host names of the API")
+    page_domains: Domains = Field((), alias="TRAEFIK_FRONTEND_DOMAIN", description="host names of the web page")
     ollama_bin: Path | None = Field(
         None, alias="OLLAMA_BIN", description="the ollama to run; unset: PATH, then CPU build"
     )
@@ -254,12 +248,6 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = Field(
         (), alias="TRUSTED_PROXIES", description="reverse proxies that are believed who their client is"
     )
-    api_domains: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
-        (), alias="TRAEFIK_API_DOMAIN", description="host names of the API"
-    )
-    page_domains: Annotated[tuple[str, ...], BeforeValidator(_domains)] = Field(
-        (), alias="TRAEFIK_FRONTEND_DOMAIN", description="host names of the web page"
-    )
     database_url: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(
         None, alias="DATABASE_URL", description="where keys are kept; unset: a SQLite file in STATE_DIR"
     )
@@ -293,10 +281,23 @@ class Settings(BaseModel):
         return None if self.otel_endpoint is None else f"{self.otel_endpoint.rstrip('/')}/v1/traces"
 
     @property
+    def local_host(self) -> str:
+        """The name or address at which a client on this machine reaches the gateway."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.gateway_host, self.gateway_host)  # noqa: S104 - compared, not bound
+
+    @property
     def gateway_url(self) -> str:
         """Where a client on this machine reaches the gateway."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.gateway_host, self.gateway_host)  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{self.gateway_port}" if ":" in host else f"http://{host}:{self.gateway_port}"
+        return self._url_at(self.local_host)
+
+    @property
+    def shown_url(self) -> str:
+        """The same for people: with TLS, at a name that the certificate is for, where one is set."""
+        return self._url_at(self.api_domains[0]) if self.tls_cert and self.api_domains else self.gateway_url
+
+    def _url_at(self, host: str) -> str:
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://[{host}]:{self.gateway_port}" if ":" in host else f"{scheme}://{host}:{self.gateway_port}"
 
 
 NAMES = frozenset(str(field.alias) for field in Settings.model_fields.values())
@@ -325,10 +326,10 @@ def load_settings(
 ) -> Settings:
     """Return the settings: environment first, then `.env`, then the defaults.
 
-    `dotenv_faults` are lines of `.env` that could not be read at all. Raises BadConfiguration with every fault
-    there is, each naming its variable.
+    `dotenv_faults` are those found before: lines of `.env` that are none, files that settings name. Raises
+    BadConfiguration with every fault there is, each naming its variable.
     """
-    faults = [*dotenv_faults, *_unknown_names(dotenv), *_reserved_names(environ, dotenv)]
+    faults = [*dotenv_faults, *_unknown_names(dotenv), *_reserved_names(dotenv)]
     values = default_directories(environ)
     for name in NAMES:
         text = environ.get(name) or dotenv.get(name)
@@ -349,7 +350,9 @@ def load_settings(
             if name not in bad:
                 bad.add(name)
                 faults.append(f"{name}: {_plain(detail['msg'], None if name in SECRETS else values.get(name))}")
-    faults += _port_faults(values, bad)
+    faults += [*_port_faults(values, bad), *_half_set(values, bad)]
+    if settings is not None:
+        faults += in_both(settings.api_domains, settings.page_domains)
     if faults or settings is None:
         raise BadConfiguration(faults)
     return settings
@@ -421,15 +424,24 @@ def _unknown_names(dotenv: Mapping[str, str | None]) -> list[str]:
     return faults
 
 
-def _reserved_names(environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> list[str]:
-    """Refuse what this version cannot do. In the environment only protection: other programs use such names."""
+def _reserved_names(dotenv: Mapping[str, str | None]) -> list[str]:
+    """Refuse what this version cannot do. Not in the environment: other programs use such names."""
     off = {"false", "0", "no", "off"}
     return [
         f"{name}: this version of Chimera does not do that yet; remove it"
         for name in sorted(RESERVED)
-        if (text := (environ.get(name) if name in RESERVED_PROTECTION else None) or dotenv.get(name))
-        and text.strip().lower() not in off
+        if (text := dotenv.get(name)) and text.strip().lower() not in off
     ]
+
+
+def _half_set(values: Mapping[str, str], bad: set[str]) -> list[str]:
+    """Refuse a certificate without a key, and a key without a certificate: whoever sets one expects protection."""
+    pair = ("TLS_CERT", "TLS_KEY")
+    missing = [name for name in pair if not values.get(name)]
+    if len(missing) != 1 or bad.intersection(pair):
+        return []
+    (there,) = set(pair).difference(missing)
+    return [f"{missing[0]}: not set, but {there} is; set both for HTTPS, or neither"]
 
 
 def _port_faults(values: Mapping[str, str], bad: set[str]) -> list[str]:

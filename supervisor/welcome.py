@@ -29,7 +29,7 @@ def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
     """Return the welcome."""
     rows = operator.instances()
     ready = [row for row in rows if row["state"] in READY]
-    lines = ["", f"Chimera is ready: {len(ready)} worker{'' if len(ready) == 1 else 's'} at {settings.gateway_url}"]
+    lines = ["", f"Chimera is ready: {len(ready)} worker{'' if len(ready) == 1 else 's'} at {settings.shown_url}"]
     for row in rows:
         place = f"GPU {row['gpu']['index']} {row['gpu']['name']}" if row["gpu"] else "CPU"
         how = " ".join(row["models"]) if row["state"] in READY else f"({row['state']})"
@@ -38,8 +38,10 @@ def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
         lines.append("  the saved fleet is empty; add a worker with: chimera spawn")
     if ollama.embedded:
         lines.append(f"  (the CPU build of Ollama with {ollama.embedded.model}; install Ollama itself to use GPUs)")
-    url = settings.gateway_url
+    url = settings.shown_url
     env = "" if url == "http://127.0.0.1:8000" else f"CHIMERA_URL={url} "
+    if settings.tls_cert:
+        env += f"CHIMERA_CA={settings.tls_cert} "
     lines += [
         "Try, in another terminal:",
         f'  {env}./client.sh generate --prompt "Why is the sky blue?"',

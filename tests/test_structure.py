@@ -13,6 +13,7 @@ PURE = {
     "supervisor": {
         "change",
         "config",
+        "domains",
         "errors",
         "lifecycle",
         "restart",
@@ -40,6 +41,7 @@ PURE = {
         "fair",
         "forwarded",
         "headers",
+        "hosts",
         "head",
         "chunks",
         "framing",

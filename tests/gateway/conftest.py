@@ -5,35 +5,50 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.fakes.door import EXPRESS, HYPERCORN, Client, Connect, House, front_of, serve
+from tests.fakes.certificates import trusting
+from tests.fakes.door import LANES, Client, Connect, Dial, House, Served, front_of, serve
 from tests.fakes.hall import Hall
 
 
 @pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Makes clients, and closes them at the end."""
+async def dial() -> AsyncIterator[Dial]:
+    """Connects, and says nothing; closes all that at the end."""
     streams: list[trio.SocketStream] = []
 
-    async def connected(port: int, host: str = "127.0.0.1") -> Client:
-        streams.append(await trio.open_tcp_stream(host, port))
-        return Client(streams[-1])
+    async def dialled(served: Served, host: str = "127.0.0.1") -> trio.SocketStream:
+        streams.append(await trio.open_tcp_stream(host, served.port))
+        return streams[-1]
 
-    yield connected
+    yield dialled
     for stream in streams:
         await trio.aclose_forcefully(stream)
 
 
-@pytest.fixture(params=[EXPRESS, HYPERCORN])
+@pytest.fixture
+def connect(dial: Dial) -> Connect:
+    """Makes clients, which speak TLS where the gateway does."""
+
+    async def connected(served: Served, host: str = "127.0.0.1") -> Client:
+        stream = await dial(served, host)
+        if not served.tls:
+            return Client(stream)
+        return Client(trio.SSLStream(stream, trusting(), server_hostname="localhost", https_compatible=True))
+
+    return connected
+
+
+@pytest.fixture(params=LANES)
 def lane(request: pytest.FixtureRequest) -> str:
-    """Each test that speaks to a gateway by a socket goes through both lanes."""
+    """Each test that speaks to a gateway by a socket goes through both lanes, without TLS and with it."""
     return str(request.param)
 
 
 @pytest.fixture
 async def house(nursery: trio.Nursery, connect: Connect, lane: str) -> AsyncIterator[House]:
     hall = Hall(nursery)
-    served = await serve(nursery, front_of(hall), stall_timeout_s=0.3, lane=lane)
-    yield House(hall, served, connect)
+    app = front_of(hall)
+    served = await serve(nursery, app, stall_timeout_s=0.3, lane=lane)
+    yield House(hall, served, connect, app.front)
     served.life.cancel()
     await served.ended.wait()
     hall.upstream.close()

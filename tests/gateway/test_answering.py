@@ -36,7 +36,7 @@ async def informs(scope: Message, receive: Receive, send: Send) -> None:
 async def test_informational_answers_come_before_the_answer_and_never_after_it(
     nursery: trio.Nursery, connect: Connect
 ) -> None:
-    client = await connect((await serve(nursery, informs)).port)
+    client = await connect(await serve(nursery, informs))
     await client.send(GET)
     http = h11.Connection(h11.CLIENT)
     http.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
@@ -60,7 +60,7 @@ async def test_a_client_that_expects_none_does_not_trip_over_them(nursery: trio.
 
 
 async def test_one_that_asks_whether_to_send_its_body_is_told_both(nursery: trio.Nursery, connect: Connect) -> None:
-    client = await connect((await serve(nursery, informs)).port)
+    client = await connect(await serve(nursery, informs))
     await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
     answer = await client.until(b"\r\n\r\nok")
     statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
@@ -79,7 +79,7 @@ async def test_what_is_no_informational_answer_is_the_callers_mistake(nursery: t
                 faults.append(fault)
         await ok(send)
 
-    client = await connect((await serve(nursery, mistaken)).port)
+    client = await connect(await serve(nursery, mistaken))
     await client.send(GET)
     assert (await client.until_closed()).count(b"HTTP/1.1") == 1
     assert len(faults) == 2
@@ -95,8 +95,8 @@ async def test_who_could_not_understand_them_gets_none(nursery: trio.Nursery, co
         if len(extensions) == 2:
             seen.set()
 
-    port = (await serve(nursery, looks)).port
-    old, new = await connect(port), await connect(port)
+    served = await serve(nursery, looks)
+    old, new = await connect(served), await connect(served)
     await old.send(b"GET / HTTP/1.0\r\n\r\n")
     await old.until_closed()
     http = H2Connection(H2Configuration(client_side=True))
@@ -124,13 +124,13 @@ async def test_beyond_the_bound_pages_are_answered_and_nothing_else(nursery: tri
         await ok(send)
 
     served = await serve(nursery, app, bound=2)
-    busy = [await connect(served.port) for _ in range(2)]
+    busy = [await connect(served) for _ in range(2)]
     for client in busy:
         await client.send(b"POST /api/chat HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     with trio.fail_after(TOO_LONG_S):
         while len(asked) < 2:
             await trio.sleep(0.005)
-    page, model, claude = [await connect(served.port) for _ in range(3)]
+    page, model, claude = [await connect(served) for _ in range(3)]
     await page.send(b"GET /admin/instances HTTP/1.1\r\nHost: a\r\n\r\n")
     answer = await page.until_closed()
     assert answer.startswith(b"HTTP/1.1 200")
@@ -153,11 +153,11 @@ async def test_a_connection_that_is_idle_makes_room(nursery: trio.Nursery, conne
         await ok(send)
 
     served = await serve(nursery, app, bound=2)
-    clients = [await connect(served.port) for _ in range(2)]
+    clients = [await connect(served) for _ in range(2)]
     for client in clients:
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.until(b"ok")
-    newcomer = await connect(served.port)
+    newcomer = await connect(served)
     await newcomer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     await newcomer.until(b"ok")
     assert await clients[0].until_closed() == b""
@@ -176,10 +176,10 @@ async def test_where_there_is_no_place_at_all_one_is_told_so(
 
     monkeypatch.setattr("gateway.connections.RESERVE", 0)
     served = await serve(nursery, hangs, bound=1)
-    busy = await connect(served.port)
+    busy = await connect(served)
     await busy.send(b"GET /api/chat HTTP/1.1\r\nHost: a\r\n\r\n")
     await asked.wait()
-    late = await connect(served.port)
+    late = await connect(served)
     answer = await late.until_closed()
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"MAX_CONNECTIONS" in answer

@@ -515,6 +515,7 @@ ELSEWHERE = {
     "key_store": "the operator's changes, and one task that writes when keys were used",
     "keyring": "the operator's changes, and one task that writes when keys were used",
     "outgoing": "a connection's; they end with it: tests/gateway/test_outgoing.py",
+    "page": "it holds nothing that could be left: tests/gateway/test_page.py",
     "stream": "a connection's; they end with it: tests/gateway/test_stream.py",
     "tracing": "the shutdown's; spans are made in one step and sent by a thread",
 }

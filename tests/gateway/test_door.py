@@ -182,7 +182,7 @@ async def test_an_end_that_takes_too_long_closes_the_connection(
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     served = await serve(nursery, reads_nothing)
-    client = await connect(served.port)
+    client = await connect(served)
     await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert b"ok" in await client.until_closed()
     served.life.cancel()
@@ -220,7 +220,7 @@ async def test_a_client_that_leaves_after_its_answer_leaves_no_connection(house:
         if how == "closed":
             await client.stream.aclose()
         else:
-            await client.stream.send_eof()
+            await client.send_eof()
             await client.until_closed()
     with trio.fail_after(TOO_LONG_S):
         while house.door.connections:
@@ -246,7 +246,7 @@ async def test_a_client_that_leaves_frees_its_worker(house: House, before: str) 
 async def test_a_client_that_leaves_a_pull_ends_it(nursery: trio.Nursery, connect: Connect, lane: str) -> None:
     hall = Hall(nursery)
     primary = await hall.primary(starts(b'{"status":"pulling"}\n', then=hangs))
-    client = await connect((await serve(nursery, front_of(hall), lane=lane)).port)
+    client = await connect(await serve(nursery, front_of(hall), lane=lane))
     await client.post("/api/pull", b'{"model":"m"}')
     await client.until(b"pulling")
     await client.stream.aclose()
@@ -333,7 +333,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(
     hall = Hall(nursery)
     await hall.worker("a", counts)
     served = await serve(nursery, front_of(hall), stall_timeout_s=1e6, lane=lane)
-    client = await connect(served.port)
+    client = await connect(served)
     await client.post("/api/chat", CHAT)
     before = -1
     while sent != before or not sent:  # until the buffers on the way are full
@@ -365,7 +365,7 @@ async def test_no_place_is_kept_for_who_comes_through_a_trusted_proxy(
     served = await serve(nursery, app, lane=EXPRESS)
     for trusted in ((), ("127.0.0.1",)):
         app.front.proxies.settle(trusted)
-        client = await connect(served.port)
+        client = await connect(served)
         await client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await client.until(b'{"status": "ok"}\n')
     assert own == [True, False]
@@ -429,8 +429,8 @@ async def test_one_connection_that_fails_ends_no_other(
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok", "more_body": False})
 
-    port = (await serve(nursery, fails)).port
-    good, bad = await connect(port), await connect(port)
+    served = await serve(nursery, fails)
+    good, bad = await connect(served), await connect(served)
     await bad.send(b"GET /bug HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (await bad.until_closed()).startswith(b"HTTP/1.1 500")
     await good.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -547,7 +547,7 @@ async def test_ipv6_is_served_where_there_is_any(nursery: trio.Nursery, connect:
         served = await serve(nursery, says_who, host="::1")
     except PortTaken:
         pytest.skip("no IPv6 here")
-    client = await connect(served.port, "::1")
+    client = await connect(served, "::1")
     await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert b"::1" in await client.until_closed()
 
@@ -637,7 +637,7 @@ async def test_an_unread_answer_is_waited_for_and_the_client_that_reads_it_gets_
 
     served = await serve(nursery, app)
     kernel_takes_little(served.door)
-    client = await connect(served.port)
+    client = await connect(served)
     await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     with trio.fail_after(TOO_LONG_S):
         await ended.wait()

@@ -263,7 +263,7 @@ async def test_after_closing_an_answer_says_that_its_connection_ends(nursery: tr
 
     server = await hall.worker("a", waits)
     served = await serve(nursery, front_of(hall), lane=EXPRESS)
-    busy, idle = await connect(served.port), await connect(served.port)
+    busy, idle = await connect(served), await connect(served)
     await busy.post("/api/chat", CHAT)
     await busy.post("/api/chat", CHAT)  # ahead: nobody will answer it
     await server.asked.wait()

@@ -55,7 +55,7 @@ async def answer(nursery: trio.Nursery, connect: Connect, lane: str, sent: bytes
     await hall.worker("a", behaviour)
     await hall.primary(behaviour)
     served = await serve(nursery, front_of(hall), lane=lane)
-    client = await connect(served.port)
+    client = await connect(served)
     await client.send(sent)
     await client.stream.send_all(get("/api/version", "Connection: close", "X-Request-Id: last"))
     got = await client.until_closed()
@@ -97,7 +97,7 @@ async def test_the_queue_is_fair_to_whom_a_trusted_proxy_speaks_for(
     served = await serve(nursery, app, lane=lane)
     for trusted, caller in ((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9"):
         app.front.proxies.settle(trusted)
-        client = await connect(served.port)
+        client = await connect(served)
         await client.send(post("/api/chat", CHAT, "X-Forwarded-For: 198.51.100.66, 203.0.113.9"))
         while not (tickets := hall.admission.tickets()):
             await trio.sleep(0.01)

@@ -93,3 +93,14 @@ async def test_one_that_leaves_while_others_are_told_is_not_told(readiness: Read
     for ours, theirs in pairs:
         ours.close()
         theirs.close()
+
+
+async def test_who_leaves_when_all_is_over_has_left(pair: tuple[socket.socket, socket.socket]) -> None:
+    """At the gateway's end nobody knows who ends first: the one task, or those that it told."""
+    readiness, descriptor = Readiness(), pair[0].fileno()
+    readiness.join(descriptor, select.EPOLLIN, print)
+    with trio.CancelScope() as life:
+        life.cancel()
+        await readiness.run()
+    readiness.leave(descriptor, print)
+    assert readiness._told == {}

@@ -24,7 +24,7 @@ from tests.gateway.test_admin import LOCAL
 TUNING = Tuning(
     queue_size=7, queue_bytes=5000, queue_timeout_s=9.0, max_body_bytes=4000, pin_load_options=True, max_connections=5,
     admin_token="new", api_keys_required=True, trusted_proxies=("127.0.0.1",),
-    domains=Domains(("api.example",)), access=None,
+    domains=Domains(("api.example",), ("page.example",)), access=None,
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ async def test_each_value_arrives_where_it_is_looked_at() -> None:
     dispatcher = it.admission.dispatcher
     assert (dispatcher.queue_size, dispatcher.queue_bytes, it.admission.queue_timeout_s) == (7, 5000, 9.0)
     assert (it.front._max_body_bytes, it.front._pin_load_options, it.front._reading.most_bytes) == (4000, True, 5000)
+    assert it.front.page_names == {b"page.example"}
     assert (it.connections.bound, it.keyring.required, it.book.access) == (5, True, None)
     it.retune(replace(TUNING, max_body_bytes=9000, access=(log := AccessLog(print, "on", console=False, now=print))))  # type: ignore[arg-type]
     assert it.front._reading.most_bytes == 9000

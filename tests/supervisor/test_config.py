@@ -15,7 +15,6 @@ from supervisor.config import (
     MOST_WORKERS,
     NAMES,
     RESERVED,
-    RESERVED_PROTECTION,
     Settings,
     default_directories,
     effective,
@@ -48,6 +47,12 @@ GOOD: list[tuple[str, str, Any]] = [
     ("GATEWAY_HOST", "gpu-box.local", "gpu-box.local"),
     ("GATEWAY_PORT", "1", 1),
     ("GATEWAY_PORT", "65535", 65535),
+    ("TRAEFIK_API_DOMAIN", "api.example.com", ("api.example.com",)),
+    (
+        "TRAEFIK_FRONTEND_DOMAIN",
+        " Page.Example.com., xn--bcher-kva.example ,",
+        ("page.example.com", "xn--bcher-kva.example"),
+    ),
     ("OLLAMA_BIN", "/opt/ollama", Path("/opt/ollama")),
     ("OLLAMA_BIN", "bin/ollama", Path("bin/ollama")),
     ("OLLAMA_PORT", "11435", 11435),
@@ -83,7 +88,6 @@ GOOD: list[tuple[str, str, Any]] = [
     ("API_KEYS_REQUIRED", " off ", False),
     ("TRUSTED_PROXIES", "127.0.0.1", ("127.0.0.1",)),
     ("TRUSTED_PROXIES", " 10.0.0.0/8 ,FD00:0::/8,, ::1/128,", ("10.0.0.0/8", "fd00::/8", "::1")),
-    ("TRAEFIK_API_DOMAIN", "api.example.org", ("api.example.org",)),
     ("TRAEFIK_FRONTEND_DOMAIN", " Chat.example.org,chat.example.org, b-2.local,", ("chat.example.org", "b-2.local")),
     ("STATE_DIR", "/var/lib/chimera", Path("/var/lib/chimera")),
     ("LOG_DIR", "/var/log/chimera", Path("/var/log/chimera")),
@@ -102,6 +106,14 @@ BAD: list[tuple[str, str, str]] = [
     ("GATEWAY_PORT", "http", "must be a valid integer"),
     ("GATEWAY_PORT", "8000.5", "must be a valid integer"),
     ("GATEWAY_PORT", "11434", "11434 is GATEWAY_PORT too"),
+    ("TLS_CERT", "server.pem", "'server.pem' is not an absolute path"),
+    ("TLS_KEY", "~/key.pem", "'~/key.pem' is not an absolute path"),
+    (
+        "TRAEFIK_API_DOMAIN",
+        "https://api.example.com",
+        "is not a host name such as api.example.org: write it without https://",
+    ),
+    ("TRAEFIK_FRONTEND_DOMAIN", "page.example.com:443", "is not a host name"),
     ("OLLAMA_PORT", "11600", "lies among the workers' ports (11500 to 12011"),
     ("OLLAMA_PORT", "-1", "greater than or equal to 1"),
     ("OLLAMA_MODELS", "~/models", "is not an absolute path"),
@@ -153,9 +165,7 @@ BAD: list[tuple[str, str, str]] = [
     ("TRUSTED_PROXIES", "::ffff:10.0.0.1", "'::ffff:10.0.0.1' is IPv4 written as IPv6; write it as IPv4"),
     ("TRUSTED_PROXIES", "::1,0.0.0.0/0", "'0.0.0.0/0' is everybody; name the proxies"),
     ("TRUSTED_PROXIES", "a,::/0", "'a' is not an address or a network such as 10.0.0.0/8; '::/0' is everybody"),
-    ("TRAEFIK_API_DOMAIN", "https://api.example.org", "'https://api.example.org' is not a host name such as"),
     ("TRAEFIK_API_DOMAIN", "a_b,-c", "'a_b' is not a host name such as api.example.org; '-c' is not a host name"),
-    ("TRAEFIK_FRONTEND_DOMAIN", "chat.example.org:443", "is not a host name"),
     ("TRAEFIK_FRONTEND_DOMAIN", "a`) || Path(`/", "is not a host name"),
     ("TRAEFIK_FRONTEND_DOMAIN", ".".join(["a" * 63] * 4), "is not a host name"),
     ("STATE_DIR", "state", "'state' is not an absolute path"),
@@ -186,7 +196,8 @@ def test_bad_values_are_refused_in_one_line_that_names_the_setting(name: str, te
 
 
 def test_the_tables_have_every_setting() -> None:
-    assert {name for name, _, _ in GOOD} == NAMES - {"ADMIN_TOKEN", "DATABASE_URL"}  # secrets have tests of their own
+    own_tests = {"ADMIN_TOKEN", "DATABASE_URL", "TLS_CERT", "TLS_KEY"}  # secrets; what comes in pairs
+    assert {name for name, _, _ in GOOD} == NAMES - own_tests
     anything = {"OLLAMA_BIN", "REQUIRED_MODEL"}  # whether they are right shows when they are used
     assert {name for name, _, _ in BAD} == NAMES - anything
 
@@ -226,10 +237,7 @@ def test_what_is_kept_for_later_is_refused_where_somebody_relies_on_it(name: str
     assert refused.value.faults == [f"{name}: this version of Chimera does not do that yet; remove it"]
     load_settings(HOME, {name: "off"})
     load_settings(HOME, {name: ""})
-    if name in RESERVED_PROTECTION:
-        assert faults(**{name: "/etc/x"}) == refused.value.faults
-    else:
-        load(**{name: "another program's"})
+    load(**{name: "another program's"})
 
 
 @pytest.mark.parametrize(
@@ -262,6 +270,35 @@ def test_directories_have_the_places_that_fit_how_chimera_runs(environ: dict[str
 )
 def test_the_gateways_url_is_one_that_a_client_here_can_use(host: str, url: str) -> None:
     assert load(GATEWAY_HOST=host).gateway_url == url
+    assert load(GATEWAY_HOST=host, **PAIR).gateway_url == url.replace("http:", "https:")
+
+
+# -- HTTPS and host names ----------------------------------------------------------------------------------------------
+
+PAIR = {"TLS_CERT": "/etc/chimera/cert.pem", "TLS_KEY": "/etc/chimera/key.pem"}
+
+
+def test_a_certificate_and_its_key_are_read() -> None:
+    settings = load(**PAIR)
+    assert (settings.tls_cert, settings.tls_key) == (Path(PAIR["TLS_CERT"]), Path(PAIR["TLS_KEY"]))
+    assert (load().tls_cert, load(TLS_CERT="", TLS_KEY="").tls_key) == (None, None)
+
+
+@pytest.mark.parametrize(("there", "missing"), [("TLS_CERT", "TLS_KEY"), ("TLS_KEY", "TLS_CERT")])
+def test_half_a_pair_is_refused_in_the_name_of_the_other_half(there: str, missing: str) -> None:
+    assert faults(**{there: PAIR[there]}) == [f"{missing}: not set, but {there} is; set both for HTTPS, or neither"]
+
+
+def test_people_are_told_a_name_that_the_certificate_is_for() -> None:
+    names = {"TRAEFIK_API_DOMAIN": "api.example.com,other.example.com"}
+    assert load(**PAIR, **names).shown_url == "https://api.example.com:8000"
+    assert load(**PAIR).shown_url == load(**PAIR).gateway_url
+    assert load(**names).shown_url == "http://127.0.0.1:8000"  # the name is a proxy's
+
+
+def test_a_name_leads_to_one_place() -> None:
+    both = faults(TRAEFIK_API_DOMAIN="a.example,b.example", TRAEFIK_FRONTEND_DOMAIN="c.example,B.example.")
+    assert both == ["TRAEFIK_FRONTEND_DOMAIN: b.example is in TRAEFIK_API_DOMAIN too; each needs names of its own"]
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------
@@ -408,18 +445,22 @@ def test_the_example_as_it_is_sets_nothing() -> None:
 
 UNSET = {"OLLAMA_BIN", "OLLAMA_MODELS", "REQUIRED_MODEL", "WORKER_ENV", "ADMIN_TOKEN", "STATE_DIR", "LOG_DIR",
          "WORKER_MEMORY_LIMIT_BYTES", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT",
-         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "TRUSTED_PROXIES",
+         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "TRUSTED_PROXIES", "TLS_CERT", "TLS_KEY",
          "TRAEFIK_API_DOMAIN", "TRAEFIK_FRONTEND_DOMAIN"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "text"), [row for row in examples() if row[0] in NAMES])
 def test_each_example_can_be_uncommented_and_shows_the_default_where_there_is_one(name: str, text: str) -> None:
-    settings = load_settings(HOME, {name: text})
+    settings = load_settings(HOME, (PAIR if name in PAIR else {}) | {name: text})
     if name not in UNSET and (name, text) != ("WORKERS", "gpu:0=1,gpu:GPU-ab12=2,cpu=1"):
         assert getattr(settings, field_of(name)) == getattr(load(), field_of(name))
     elif name in UNSET:
         before = re.split(rf"^# {name}=", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]
-        assert name == "WORKER_ENV" or "nset" in before.rsplit("\n\n", 1)[1] or name in ("REQUIRED_MODEL", "LOG_DIR")
+        assert (
+            name == "WORKER_ENV"
+            or "nset" in before.rsplit("\n\n", 1)[1]
+            or name in ("REQUIRED_MODEL", "LOG_DIR", "TLS_KEY")
+        )
 
 
 def test_all_examples_together_are_a_good_file(tmp_path: Path) -> None:
