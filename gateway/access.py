@@ -82,6 +82,19 @@ def json_line(fields: Fields, at_s: float) -> str:
     return _encoder.encode(line).decode()
 
 
+def sentence(fields: Fields) -> str:
+    """Return what became of a request, in one line for people; printable ASCII is all it can be."""
+    worker, model = fields["worker"], fields["model"]
+    whom = "".join((f", worker {worker}" if worker else "", f", model {model}" if model else ""))
+    became = f"{fields['status'] or 'no answer'} {fields['outcome']} after {fields['total_ms']} ms"
+    return f"{fields['method']} {fields['path']}: {became} (request {fields['request']}{whom})"
+
+
+def local_line(fields: Fields, at_s: float) -> str:
+    """Return the line as the other lines on a terminal are: people read their own clock."""
+    return console_line(fields, datetime.fromtimestamp(at_s))
+
+
 def console_line(fields: Fields, at: datetime) -> str:
     """Return the line as the other lines on a terminal are, without what is None."""
     told = " ".join(f"{key}={_word(value)}" for key, value in fields.items() if value is not None)
@@ -97,11 +110,14 @@ def _word(value: str | float) -> str:
 class AccessLog:
     """Gives each request that has ended its line, if it is to have one."""
 
-    def __init__(self, write: Callable[[str], None], which: Which, *, console: bool, now: Callable[[], float]) -> None:
-        """`write` takes a line without its end and must not block; `now`: seconds since 1970."""
+    def __init__(
+        self, write: Callable[[str], None], which: Which, *, form: Callable[[Fields, float], str],
+        now: Callable[[], float],
+    ) -> None:  # fmt: skip
+        """`write` takes a line without its end and must not block; `now`: seconds since 1970, which `form` is given."""
         self._write = write
         self._which: Which = which
-        self._console = console
+        self._form = form
         self._now = now
 
     def wants(self, outcome: str) -> bool:
@@ -110,6 +126,4 @@ class AccessLog:
 
     def tell(self, fields: Fields) -> None:
         """Write a request's line."""
-        now = self._now()
-        # people read their own clock
-        self._write(console_line(fields, datetime.fromtimestamp(now)) if self._console else json_line(fields, now))
+        self._write(self._form(fields, self._now()))

@@ -30,8 +30,9 @@ certificate, and has our own commands trust it; `certificate` takes its renewals
 the operator asked for, each file of the kind a `state_file`; `lock` is the state directory's lock, `events` what
 happened; `operator` and `show` are what people see.
 
-Logs: `logs` is the form of all lines; `lines` takes those of each request without waiting for a disk, `logfiles` writes
-them; `notes` tells in a worker's own log which request it was given.
+Logs: `logs` is the form of all lines, `journal` that of systemd's journal; `lines` takes those of each request without
+waiting for a disk, `logfiles` writes them; `notes` tells in a worker's own log which request it was given. `log_keeper`
+keeps all log files together within their bound, by the rules of `rotation`.
 
 The supervisor never imports the gateway. What it needs of it are the protocols `house.Leases` and `fleet.FleetSize`.
 """

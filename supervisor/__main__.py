@@ -11,7 +11,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any, cast
 import structlog
 import trio
 
-from gateway.access import AccessLog, Which
+from gateway.access import AccessLog, Fields, Which, json_line, local_line, sentence
 from gateway.admission import Admission
 from gateway.app import make_app
 from gateway.asgi import App, AsgiLane
@@ -44,8 +44,8 @@ from gateway.stamps import utc_ms_text
 from gateway.tls import server_context
 from gateway.traefik import Domains
 from gateway.upstream import Upstream
+from supervisor import journal
 from supervisor.activation import check_handed, handed_sockets
-from supervisor.background import log_path
 from supervisor.certificate import Certificate
 from supervisor.cgroup import find_delegated
 from supervisor.change import Plan, Reach
@@ -61,8 +61,9 @@ from supervisor.house import House, WorkerSpec
 from supervisor.lines import LineWriter
 from supervisor.locate import Ollama
 from supervisor.lock import locked
-from supervisor.logfiles import LogFiles, OwnLog
-from supervisor.logs import for_people
+from supervisor.log_keeper import LogKeeper
+from supervisor.logfiles import append, write_own
+from supervisor.logs import form_of
 from supervisor.news import News
 from supervisor.notes import WorkerLogNotes
 from supervisor.notify import notifier_of
@@ -90,6 +91,8 @@ EMBEDDED_CPU_WORKERS = 2
 # How many objects are made, beyond those that have gone, before the youngest are looked at: a few hundred requests' at
 # once, not ten's.
 GARBAGE_THRESHOLD = 20_000
+# How long the thread that writes the access lines waits for a journald that does not read; then they are dropped.
+JOURNAL_WAIT_S = 1.0
 # After the workers are told to stop: what the primary and the last connections may take.
 SHUTDOWN_GRACE_S = 5.0
 
@@ -231,8 +234,8 @@ async def _run_all(
     fleet = Fleet(house, admission, wanted)
     ward.admit(fleet)
     operator = Operator(fleet, primary, store, meter, events, ward)
-    log_files: LineWriter[Path] = LineWriter("workers' logs", LogFiles().append)
-    own_log: LineWriter[None] = LineWriter("the access log", OwnLog(log_path(settings)).write)
+    log_files: LineWriter[Path] = LineWriter("workers' logs", append)
+    own_log: LineWriter[None] = LineWriter("the access log", _own_log(settings))
     notes = WorkerLogNotes(lambda worker_id: settings.log_dir / f"{worker_id}.log", log_files, _now_utc)
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
@@ -266,6 +269,8 @@ async def _run_all(
         await stack.enter_async_context(background(keeping))
         placements = _placements(settings, ollama, ward)
         await stack.enter_async_context(background(fleet.run, placements, started=True))
+        keeper = LogKeeper(settings.log_dir, lambda: frozenset(fleet.workers), lambda: house.settings.log_max_bytes)
+        await stack.enter_async_context(background(keeper.run))
         known = partial(_known_pids, meter)
         await stack.enter_async_context(background(end_strays, lambda: ward.reading, known, settings.state_dir, events))
         await stack.enter_async_context(background(pulls.run, started=True))
@@ -318,11 +323,24 @@ async def _run_all(
 
 def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | None:
     """Return what writes the access lines; they are of level info, and go where that level goes."""
-    console = for_people(settings.log_format)
-    which: Which = ("errors" if console else "on") if settings.access_log == "auto" else settings.access_log
+    form = form_of(settings.log_format)
+    which: Which = ("errors" if form == "console" else "on") if settings.access_log == "auto" else settings.access_log
     if which == "off" or settings.log_level in ("warning", "error"):
         return None
-    return AccessLog(partial(writer.put, None), which, console=console, now=_wall_s)
+    lines = {"console": local_line, "json": json_line, "journal": _journal_entry}
+    return AccessLog(partial(writer.put, None), which, form=lines[form], now=_wall_s)
+
+
+def _journal_entry(fields: Fields, _at_s: float) -> str:
+    """Return a request's line as an entry of the journal, which has its own clock."""
+    return journal.entry("info", sentence(fields), {**fields, "event": "request", "logger": "access"})
+
+
+def _own_log(settings: Settings) -> Callable[[None, Sequence[str]], None]:
+    """Return what writes the access lines, in a thread, to where Chimera's other lines go."""
+    if form_of(settings.log_format) == "journal":
+        return journal.Journal(wait_s=JOURNAL_WAIT_S).write
+    return write_own
 
 
 def _tracer(settings: Settings, stack: AsyncExitStack) -> Tracer | None:

@@ -56,6 +56,7 @@ REACH: dict[str, Reach] = {
     "database_url": Reach.CHIMERA,
     "state_dir": Reach.CHIMERA,
     "log_dir": Reach.CHIMERA,
+    "log_max_bytes": Reach.NOW,
     "log_level": Reach.NOW,
     "log_format": Reach.CHIMERA,
     "access_log": Reach.NOW,

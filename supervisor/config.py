@@ -253,11 +253,16 @@ class Settings(BaseModel):
     )
     state_dir: Directory = Field(alias="STATE_DIR", description="what outlives a restart: the fleet, quarantines, keys")
     log_dir: Directory = Field(alias="LOG_DIR", description="the workers' logs")
+    log_max_bytes: Annotated[ByteSize, Field(ge=16 * 1024**2)] = Field(
+        ByteSize(2 * 1024**3), alias="LOG_MAX_BYTES", description="all logs in LOG_DIR together, such as 2GiB"
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], BeforeValidator(_choice)
     ] = Field("info", alias="LOG_LEVEL", description="debug, info, warning or error")  # fmt: skip
-    log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_choice)] = Field(
-        "auto", alias="LOG_FORMAT", description="console or json; auto: console on a terminal, else json"
+    log_format: Annotated[Literal["auto", "console", "json", "journal"], BeforeValidator(_choice)] = Field(
+        "auto",
+        alias="LOG_FORMAT",
+        description="console, json or journal; auto: console on a terminal, journal in systemd's, else json",
     )
     access_log: Annotated[Literal["auto", "on", "errors", "off"], BeforeValidator(_choice)] = Field(
         "auto",

@@ -20,6 +20,7 @@ PURE = {
         "health",
         "placement",
         "command",
+        "rotation",
         "memory",
         "unit_files",
         "words",

@@ -61,15 +61,11 @@ def _seen_through(service: "Service", place: Place) -> None:
         seen = f"{answer.http_version}, {busy} under way at the first token, {'whole' if whole else 'not whole'}"
         service.row("a stream through nginx", "HTTP/2 over TLS; its first token is here before the next is made",
                     Seen(seen, answer.http_version == "HTTP/2" and busy == 1 and whole))  # fmt: skip
-        told = wait_until(lambda: _line(service, "behind-nginx"), 10) or '"client":"no line",'
-        named = told.partition('"client":"')[2].partition('"')[0]
+        told = wait_until(lambda: service.entries("CHIMERA_REQUEST=behind-nginx"), 10) or [
+            {"CHIMERA_CLIENT": "no line"}
+        ]
+        named = str(told[0]["CHIMERA_CLIENT"])
         service.row("whose address is in the log", f"{CLIENT}, though the client says {LIE}",
                     Seen(named, named == CLIENT))  # fmt: skip
         status = client.get("/admin/instances").status_code
         service.row("the admin API through nginx", "404", Seen(str(status), status == 404))
-
-
-def _line(service: "Service", request_id: str) -> str:
-    """The line of the access log for a request; empty while there is none."""
-    lines = service.journal(200).splitlines()
-    return next((line for line in lines if f'"request":"{request_id}"' in line), "")

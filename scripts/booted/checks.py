@@ -82,6 +82,11 @@ class Service:
         """The last lines that the service and systemd wrote of it."""
         return self.machine.run("journalctl", "-u", "chimera", "--no-pager", "-n", str(lines)).stdout
 
+    def entries(self, *matches: str) -> list[dict[str, object]]:
+        """What the service logged with these fields, NAME=value, in the journal's own form."""
+        said = self.machine.run("journalctl", "-u", "chimera", "-o", "json", "--no-pager", *matches).stdout
+        return [json.loads(line) for line in said.splitlines()]
+
     def pids(self) -> list[int]:
         """The workers' processes."""
         rows = self.client.get("/admin/instances").json()["instances"]
@@ -165,6 +170,19 @@ def started(service: Service) -> None:
                      if path.is_dir())  # fmt: skip
     service.row("cgroups", "one for each worker",
                 Seen(", ".join(cgroups), cgroups == ["worker-primary", "worker-w1", "worker-w2"]))  # fmt: skip
+
+
+def logged(service: Service) -> None:
+    """The journal has each event's own fields, and each request's."""
+    ready = service.entries("CHIMERA_WORKER=w1", "CHIMERA_EVENT=worker ready")
+    asked = wait_until(lambda: service.entries("CHIMERA_PATH=/api/generate", "CHIMERA_STATUS=200"), 10) or []
+    good = all(
+        bool(group) and group[0].get("SYSLOG_IDENTIFIER") == "chimera" and group[0].get("PRIORITY") == "6"
+        for group in (ready, asked)
+    )
+    service.row("journalctl -o json", "CHIMERA_WORKER of an event, CHIMERA_REQUEST of a request",
+                Seen("; ".join(str(row.get("MESSAGE")) for row in (*ready[:1], *asked[:1])),
+                     good and "CHIMERA_REQUEST" in asked[0]))  # fmt: skip
 
 
 def killed(service: Service) -> None:
@@ -337,7 +355,8 @@ def _named(machine: Machine) -> list[str]:
 
 
 CHECKS: tuple[Callable[[Service], None], ...] = (
-    installed, started, behind_nginx, reloaded, restarted, killed, stopped_dead, stopped, misconfigured, uninstalled,
+    installed, started, logged, behind_nginx, reloaded, restarted, killed, stopped_dead, stopped, misconfigured,
+    uninstalled,
 )  # fmt: skip
 
 

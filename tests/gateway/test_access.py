@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access import AccessLog, Fields, Which, console_line, fields_of, json_line, wanted
+from gateway.access import AccessLog, Fields, Which, console_line, fields_of, json_line, local_line, sentence, wanted
 from gateway.phases import Phases, Try
 
 AT = datetime(2026, 11, 24, 10, 0, 0, 123456, tzinfo=UTC)
@@ -58,7 +58,7 @@ def test_nothing_of_a_clients_makes_a_second_line_or_moves_a_terminals_cursor(
     path: str, model: str, method: str, client: str
 ) -> None:
     fields = told(Phases(model=model), path=path, method=method, client=client)
-    for line in (json_line(fields, AT.timestamp()), console_line(fields, AT)):
+    for line in (json_line(fields, AT.timestamp()), console_line(fields, AT), sentence(fields)):
         assert line.isascii()
         assert line.isprintable()
         assert len(line) < 2000
@@ -88,10 +88,19 @@ def test_who_gets_a_line(which: Which, outcome: str, has_one: bool) -> None:
     assert wanted(which, outcome) is has_one
 
 
-@pytest.mark.parametrize(("console", "begin"), [(False, '{"request":"r1"'), (True, "10:00:00 [info")])
-def test_a_line_goes_where_it_is_told_to(console: bool, begin: str) -> None:
+def test_a_line_goes_where_it_is_told_to_in_the_form_that_was_chosen() -> None:
     lines: list[str] = []
-    log = AccessLog(lines.append, "errors", console=console, now=AT.timestamp)
+    log = AccessLog(lines.append, "errors", form=json_line, now=AT.timestamp)
     assert (log.wants("ok"), log.wants("error")) == (False, True)
     log.tell(told(WHOLE))
-    assert [line[: len(begin)] for line in lines] == [begin]
+    assert lines == [json_line(told(WHOLE), AT.timestamp())]
+
+
+def test_people_read_their_own_clock() -> None:
+    assert local_line(told(WHOLE), AT.timestamp()) == console_line(told(WHOLE), AT.astimezone())
+
+
+def test_in_a_sentence_it_is_who_asked_what_and_what_became_of_it() -> None:
+    assert sentence(told(WHOLE)) == "POST /api/chat: 200 ok after 3000 ms (request r1, worker w1, model m)"
+    left = Phases(ended_at=100.5, outcome="client_left")
+    assert sentence(told(left, worker_id=None)) == "POST /api/chat: no answer client_left after 500 ms (request r1)"

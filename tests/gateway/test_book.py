@@ -10,7 +10,7 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
-from gateway.access import AccessLog
+from gateway.access import AccessLog, json_line
 from gateway.asgi import AsgiLane
 from gateway.book import Book
 from gateway.front import Front
@@ -33,7 +33,7 @@ class House:
     def __init__(self, hall: Hall) -> None:
         self.hall = hall
         self.lines: list[str] = []
-        access = AccessLog(self.lines.append, "on", console=False, now=lambda: 0.0)
+        access = AccessLog(self.lines.append, "on", form=json_line, now=lambda: 0.0)
         self.book = Book(hall.metrics, access)
         self.notes: list[tuple[Any, ...]] = []
 

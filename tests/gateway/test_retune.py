@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import trio
 
-from gateway.access import AccessLog
+from gateway.access import AccessLog, json_line
 from gateway.admin import TOKEN_KEY
 from gateway.admission import Admission
 from gateway.app import make_app
@@ -56,7 +56,7 @@ async def test_each_value_arrives_where_it_is_looked_at() -> None:
     assert (it.front._max_body_bytes, it.front._pin_load_options, it.front._reading.most_bytes) == (4000, True, 5000)
     assert it.front.page_names == {b"page.example"}
     assert (it.connections.bound, it.keyring.required, it.book.access) == (5, True, None)
-    it.retune(replace(TUNING, max_body_bytes=9000, access=(log := AccessLog(print, "on", console=False, now=print))))  # type: ignore[arg-type]
+    it.retune(replace(TUNING, max_body_bytes=9000, access=(log := AccessLog(print, "on", form=json_line, now=print))))  # type: ignore[arg-type]
     assert it.front._reading.most_bytes == 9000
     assert it.book.access is log
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.lines import LineWriter
-from supervisor.logfiles import LogFiles
+from supervisor.logfiles import append
 from supervisor.notes import MARK, WorkerLogNotes
 from supervisor.process import last_lines
 
@@ -18,7 +18,7 @@ STAMP = "2026-11-24T10:00:00.123Z"
 async def test_the_notes_stand_between_ollamas_own_lines(tmp_path: Path) -> None:
     log = tmp_path / "w1.log"
     log.write_text("time=2026 level=INFO source=routes.go\n")
-    writer: LineWriter[Path] = LineWriter("workers' logs", LogFiles().append)
+    writer: LineWriter[Path] = LineWriter("workers' logs", append)
     notes = WorkerLogNotes(lambda worker_id: tmp_path / f"{worker_id}.log", writer, lambda: STAMP)
     async with trio.open_nursery() as nursery:
         await nursery.start(writer.run)

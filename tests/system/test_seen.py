@@ -94,3 +94,19 @@ def test_a_collector_that_hangs_holds_up_no_stop(faked: Chimera) -> None:
         ask(faked, "traced")
         assert faked.stop(timeout_s=25) == 0  # the collector is held for longer
         assert collector.bodies == []
+
+
+def test_the_log_of_a_worker_that_writes_on_and_on_is_bounded(faked: Chimera) -> None:
+    logs = faked.folder / "logs"
+    faked.env |= {"LOG_DIR": str(logs), "LOG_MAX_BYTES": "16MiB"}
+    logs.mkdir()
+    (logs / "w9.log").write_bytes(b"of a worker long gone\n" * 10**6)
+    faked.start().ready(2)
+    with (logs / "w1.log").open("ab") as ollama:
+        ollama.write(b"debug\n" * 10**6)
+    wait_for((logs / "w1.log.1").exists, 60)
+    assert (logs / "w1.log.1").read_bytes().endswith(b"debug\n" * 10**6)
+    wait_for(lambda: (logs / "w1.log").stat().st_size < 10**6)
+    ask(faked, "afterwards")
+    wait_for(lambda: "afterwards ends" in faked.command("logs", "w1").stdout + faked.command("logs", "w2").stdout)
+    assert not (logs / "w9.log").exists()
