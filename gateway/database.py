@@ -11,8 +11,10 @@ import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from alembic import command
@@ -81,24 +83,26 @@ def url_of(written: str | None, state_dir: Path) -> URL:
 class Database:
     """A database that was opened. `place` is what people are told of where it is."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, looks_only: bool = False) -> None:
         """`path`: the file of a SQLite database, else None. Nothing is connected yet.
 
+        `looks_only`: nothing of a SQLite database is ever written, no file beside it made.
         Raises DatabaseFault when there is no driver for it.
         """
         self._sqlite = url.get_backend_name() == "sqlite"
         self.place = url.database or "" if self._sqlite else f"PostgreSQL at {url.host or 'localhost'}/{url.database}"
         self.path = Path(self.place) if self._sqlite else None
+        looking = {"creator": partial(_look_into, self.place)} if self._sqlite and looks_only else {}
         try:
             self._engine: Engine = create_engine(
-                url, poolclass=NullPool, hide_parameters=True, connect_args=self._connect_args()
+                url, poolclass=NullPool, hide_parameters=True, connect_args=self._connect_args(), **looking
             )
         except ImportError as error:
             raise DatabaseFault(
                 f"DATABASE_URL: PostgreSQL needs a driver that is not installed ({error.name}): install "
                 "chimera[postgres], here with: .venv/bin/python -m pip install 'psycopg[binary]'"
             ) from None
-        if self._sqlite:
+        if self._sqlite and not looks_only:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
@@ -200,6 +204,14 @@ def open_database(written: str | None, state_dir: Path) -> Database:
     database = Database(url_of(written, state_dir))
     database.open()
     return database
+
+
+def _look_into(path: str) -> sqlite3.Connection:
+    """Open a SQLite file without locks, and without making the files of its write-ahead log: they would be root's.
+
+    sqlite.org/uri.html: immutable.
+    """
+    return sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
 
 
 def _wrong_head(head: bytes) -> str | None:

@@ -34,5 +34,8 @@ Logs: `logs` is the form of all lines, `journal` that of systemd's journal; `lin
 waiting for a disk, `logfiles` writes them; `notes` tells in a worker's own log which request it was given. `log_keeper`
 keeps all log files together within their bound, by the rules of `rotation`.
 
+What is wrong here: `cli_doctor` is the command, `examine` how its checks are carried out, `examine_machine` and
+`examine_service` what they read, `doctor_machine` and `doctor_service` what is made of it, in the form of `doctor`.
+
 The supervisor never imports the gateway. What it needs of it are the protocols `house.Leases` and `fleet.FleetSize`.
 """

@@ -26,8 +26,9 @@ from gateway.admission import Admission
 from gateway.app import make_app
 from gateway.asgi import App, AsgiLane
 from gateway.book import Book, Tracer
-from gateway.connections import fit_descriptors
+from gateway.connections import bound_by_descriptors, fit_descriptors
 from gateway.database import DatabaseFault
+from gateway.database_look import look_at
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
 from gateway.forwarded import TrustedProxies
@@ -44,14 +45,16 @@ from gateway.stamps import utc_ms_text
 from gateway.tls import server_context
 from gateway.traefik import Domains
 from gateway.upstream import Upstream
-from supervisor import journal
+from supervisor import doctor, journal
 from supervisor.activation import check_handed, handed_sockets
 from supervisor.certificate import Certificate
 from supervisor.cgroup import find_delegated
 from supervisor.change import Plan, Reach
+from supervisor.cli_doctor import GatewaysPart
 from supervisor.comeback import comeback_of
 from supervisor.command import PRIMARY
 from supervisor.config import WORKER_PORTS, Settings, workers_text
+from supervisor.doctor import Finding
 from supervisor.errors import StartRefused, SupervisorError
 from supervisor.events import EventLog
 from supervisor.fleet import Fleet
@@ -454,6 +457,22 @@ def _open_keys(settings: Settings) -> Opened:
         return open_keys(written, settings.state_dir, set_aside)
     except DatabaseFault as fault:
         raise StartRefused(str(fault)) from fault
+
+
+def gateways_part() -> GatewaysPart:
+    """Return what `chimera doctor` cannot know without the gateway."""
+    return _look_at_database, bound_by_descriptors
+
+
+def _look_at_database(settings: Settings) -> list[Finding]:
+    """Say for `chimera doctor` how the database stands. It blocks, and changes nothing."""
+    written = settings.database_url.get_secret_value() if settings.database_url else None
+    try:
+        return [doctor.ok("database", look_at(written, settings.state_dir))]
+    except DatabaseFault as problem:
+        return [
+            doctor.fault("database", str(problem), "chimera config shows DATABASE_URL's place; keys are kept there")
+        ]
 
 
 def _listen(settings: Settings, environ: Mapping[str, str]) -> list[Any]:

@@ -20,6 +20,7 @@ from dotenv.parser import parse_stream
 from rich.console import Console
 
 from supervisor import background, logs, show
+from supervisor.cli_doctor import GatewaysPart, doctor_command
 from supervisor.cli_keys import key_commands
 from supervisor.cli_service import service_commands
 from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
@@ -391,7 +392,14 @@ def _call(env_file: Path, method: str, path: str, body: object = None) -> dict[s
     raise AssertionError("faults_told does not swallow")
 
 
+def _gateways() -> GatewaysPart:
+    from supervisor.__main__ import gateways_part
+
+    return gateways_part()
+
+
 main.add_command(key_commands(_call))
+main.add_command(doctor_command(settings_from, _gateways))
 for each in service_commands(servable_settings, read_dotenv, faults_told):
     main.add_command(each)
 

@@ -188,6 +188,20 @@ class Nvml:
         return list(devices.values())
 
 
+def persistence_modes() -> dict[int, bool]:
+    """Return by index whether a GPU's driver stays loaded while nobody uses it, where it tells. NVML must be open.
+
+    Raises NVMLError when it cannot even count them.
+    """
+    modes: dict[int, bool] = {}
+    for index in range(int(pynvml.nvmlDeviceGetCount())):
+        try:
+            modes[index] = bool(pynvml.nvmlDeviceGetPersistenceMode(pynvml.nvmlDeviceGetHandleByIndex(index)))
+        except pynvml.NVMLError:
+            continue  # what is wrong with a GPU, a reading says
+    return modes
+
+
 def _measured(gpu: Gpu, handle: Any) -> Gpu:
     """Return the GPU with its memory and processes. Raises NVMLError."""
     memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle)

@@ -185,6 +185,22 @@ def logged(service: Service) -> None:
                      good and "CHIMERA_REQUEST" in asked[0]))  # fmt: skip
 
 
+def diagnosed(service: Service) -> None:
+    """`chimera doctor`, as root and as somebody who may see little."""
+    for who, prefix in (("root", ()), ("nobody", ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"))):
+        done = service.machine.run(*prefix, "chimera", "doctor", "--json", check=False)
+        try:
+            rows = json.loads(done.stdout)["findings"]
+        except ValueError:
+            raise Stuck(f"chimera doctor: {done.stdout}{done.stderr}") from None
+        odd = [f"{row['check']}: {row['text']}" for row in rows if row["verdict"] != "ok"]
+        seen = {row["check"]: row["text"] for row in rows}
+        unseen = any("cannot be looked at" in text for text in odd)
+        good = done.returncode == 0 and unseen is (who != "root") and "as chimera" in seen["service"]
+        expected = "no fault" if who == "root" else "no fault, and what it cannot see"
+        service.row(f"chimera doctor, as {who}", expected, Seen("; ".join(odd) or seen["service"], good))
+
+
 def killed(service: Service) -> None:
     """`kill -9` of the main process."""
     _struck(service, signal.SIGKILL, "kill -9 of the main process", READY_TIMEOUT_S)
@@ -355,8 +371,8 @@ def _named(machine: Machine) -> list[str]:
 
 
 CHECKS: tuple[Callable[[Service], None], ...] = (
-    installed, started, logged, behind_nginx, reloaded, restarted, killed, stopped_dead, stopped, misconfigured,
-    uninstalled,
+    installed, started, logged, diagnosed, behind_nginx, reloaded, restarted, killed, stopped_dead, stopped,
+    misconfigured, uninstalled,
 )  # fmt: skip
 
 

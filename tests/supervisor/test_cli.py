@@ -233,7 +233,7 @@ def test_help_names_every_command_of_the_contract(chimera: Chimera) -> None:
     assert done.exit_code == 0
     assert set(main.commands) >= {
         "run", "start", "stop", "status", "spawn", "prune", "drain", "cordon", "uncordon", "restart", "logs", "gpus",
-        "config",
+        "config", "doctor",
     }  # fmt: skip
     assert all(command.help for command in main.commands.values())
     assert chimera("--version").stdout.startswith("chimera, version ")

@@ -7,7 +7,7 @@ import pynvml
 import pytest
 
 from supervisor.gpu_reading import RECOVERY_ACTIONS, Gpu, GpuProcess
-from supervisor.nvml import EXTRAS_EVERY_S, LET_GO_S, Nvml
+from supervisor.nvml import EXTRAS_EVERY_S, LET_GO_S, Nvml, persistence_modes
 from tests.fakes.nvml import GPU_A, GPU_B, FakeGpu, FakeNvml, build_fake_nvml, fake_mig_device
 
 MIB = 1 << 20
@@ -217,3 +217,17 @@ def test_before_nvml_is_opened_anew_others_are_asked_to_let_go(fake: FakeNvml) -
     assert nvml.read(62 + LET_GO_S) == healthy
     nvml.read(63 + LET_GO_S)
     assert not asks_to_let_go(nvml), "the GPU came back by itself"
+
+
+def test_persistence_mode_is_told_by_those_that_know_it(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mode(handle: object) -> int:
+        if pynvml.nvmlDeviceGetUUID(handle) == GPU_A:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return 1
+
+    nvml = Nvml(retry_s=0.0)
+    nvml.read(1.0)
+    assert persistence_modes() == {}  # a library that does not have it
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPersistenceMode", mode)
+    assert persistence_modes() == {1: True}
+    nvml.close()
