@@ -110,5 +110,6 @@ def checks_of(subject: Subject, look_at_database: LookAtDatabase, bound: Bound) 
         "rights": partial(examine_service.rights, subject),
         "database": partial(look_at_database, subject.settings),
         **machine,
+        "certificate": partial(examine_service.certificate, subject),
         "gateway": partial(examine_service.gateway, subject),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from supervisor.doctor import Finding, fault, ok, size, unseen, warning
@@ -132,6 +133,14 @@ def rights(files: Sequence[FileFacts], user: str) -> list[Finding]:
     return found or [
         ok("rights", f"{', '.join(seen) or 'nothing is there yet'}{': as they should be' if seen else ''}")
     ]
+
+
+def certificate(path: Path | None, told: Sequence[str]) -> list[Finding]:
+    """Judge the certificate; `told`: what clients will find wrong with it, or its key's file."""
+    if path is None:
+        return [ok("certificate", "none: the gateway speaks plain HTTP (TLS_CERT)")]
+    found = [warning("certificate", text, "mend it; chimera reload takes it at once") for text in told]
+    return found or [ok("certificate", f"{path}: nothing is wrong with it")]
 
 
 def unit(shown: Mapping[str, str], *, stale: Sequence[str], shipped: bool | None) -> list[Finding]:

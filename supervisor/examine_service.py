@@ -2,7 +2,9 @@
 
 import json
 import os
+import ssl
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import psutil
 from supervisor import doctor_service
 from supervisor.activation import addresses_of
 from supervisor.config import SECRETS, WORKER_PORTS, Settings
-from supervisor.doctor import Finding, unseen
+from supervisor.doctor import Finding, fault, unseen
 from supervisor.doctor_service import OURS, FileFacts, StoreFacts
+from supervisor.errors import BadConfiguration
 from supervisor.examine import PROGRAM_TIMEOUT_S, Subject, may
 from supervisor.probe import port_is_free
 from supervisor.store import full_name
+from supervisor.tls import trusting, warnings_of
 from supervisor.unit_files import drop_ins
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
@@ -163,6 +167,8 @@ def rights(subject: Subject) -> Sequence[Finding]:
         (database, True, "rw"),
         (settings.log_dir, False, "rwx"),
     ]
+    if settings.tls_key is not None:
+        wanted.append((settings.tls_key, True, "r"))
     files = [
         FileFacts(str(path), _mode(path), secret, _may_if_there(subject, path, how)) for path, secret, how in wanted
     ]
@@ -212,17 +218,30 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def certificate(subject: Subject) -> Sequence[Finding]:
+    """What others will find wrong with the certificate: its end, its names."""
+    try:
+        told = warnings_of(subject.settings, datetime.now(UTC).timestamp())
+    except BadConfiguration as error:
+        return [fault("certificate", text, "mend it; chimera reload takes it") for text in error.faults]
+    return doctor_service.certificate(subject.settings.tls_cert, told)
+
+
 def gateway(subject: Subject) -> Sequence[Finding]:
     """What /healthz and /readyz say."""
     url = subject.settings.gateway_url
-    health, ready = _get(f"{url}/healthz"), _get(f"{url}/readyz")
+    try:
+        trusted: ssl.SSLContext | bool = trusting(subject.settings.tls_cert) if subject.settings.tls_cert else True
+    except BadConfiguration as error:
+        return [fault("gateway", f"it cannot be asked: {text}", "see certificate") for text in error.faults]
+    health, ready = _get(f"{url}/healthz", trusted), _get(f"{url}/readyz", trusted)
     return doctor_service.gateway(url, health[0], ready[1], running=subject.pid is not None)
 
 
-def _get(url: str) -> tuple[int | None, Mapping[str, Any] | None]:
+def _get(url: str, trusted: ssl.SSLContext | bool) -> tuple[int | None, Mapping[str, Any] | None]:
     """Return the status and the JSON object of an answer."""
     try:
-        answer = httpx.get(url, timeout=PROGRAM_TIMEOUT_S, trust_env=False)
+        answer = httpx.get(url, timeout=PROGRAM_TIMEOUT_S, trust_env=False, verify=trusted)
     except httpx.HTTPError:
         return None, None
     try:

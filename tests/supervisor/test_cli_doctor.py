@@ -35,7 +35,7 @@ def chimera(*words: str) -> Result:
 
 
 CHECKS = ["settings", "gpu", "ollama", "ports", "store", "disk", "memory", "limits", "rights", "database", "clock",
-          "service", "gateway"]  # fmt: skip
+          "service", "certificate", "gateway"]  # fmt: skip
 
 
 def test_every_check_has_its_lines_and_nothing_is_made(tmp_path: Path) -> None:

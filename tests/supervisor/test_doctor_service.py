@@ -1,6 +1,7 @@
 """What the doctor makes of Chimera itself: tables of facts and verdicts."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from supervisor.doctor_service import (
     OURS,
     FileFacts,
     StoreFacts,
+    certificate,
     gateway,
     port,
     rights,
@@ -118,6 +120,18 @@ RUNS = {
 )
 def test_the_unit(shown: dict[str, str], stale: list[str], shipped: bool | None, findings: list[str]) -> None:
     assert [finding.verdict.value for finding in unit(shown, stale=stale, shipped=shipped)] == findings
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "verdicts"),
+    [
+        (None, [], ["ok"]),
+        (Path("/c"), [], ["ok"]),
+        (Path("/c"), ["TLS_CERT: /c ends soon", "TLS_CERT: /c is not for api.example"], ["warning", "warning"]),
+    ],
+)
+def test_the_certificate(path: Path | None, told: list[str], verdicts: list[str]) -> None:
+    assert [finding.verdict.value for finding in certificate(path, told)] == verdicts
 
 
 def test_the_unit_says_how_it_stands() -> None:

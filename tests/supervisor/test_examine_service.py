@@ -13,7 +13,8 @@ from supervisor import examine_service
 from supervisor.doctor import Finding
 from supervisor.doctor_service import OURS
 from supervisor.examine import Account, Subject, account_of
-from supervisor.examine_service import gateway, manifest_of, ports, rights, settings, store, unit
+from supervisor.examine_service import certificate, gateway, manifest_of, ports, rights, settings, store, unit
+from tests.fakes.certificates import write_pair
 from tests.fakes.serving import free_port
 from tests.supervisor.test_examine_machine import subject, verdict
 
@@ -150,6 +151,19 @@ def test_what_no_longer_follows_from_the_settings_is_named(tmp_path: Path, monke
         "does not follow from the settings: chimera.socket.d/50-settings.conf, chimera.service.d/50-settings.conf",
     ]
     assert told(unit(subject(tmp_path))) == [("ok", "not installed as a service (sudo make install does it)")]
+
+
+def test_the_certificate_is_looked_at_and_its_key_is_a_secret(tmp_path: Path) -> None:
+    assert told(certificate(subject(tmp_path))) == [("ok", "none: the gateway speaks plain HTTP (TLS_CERT)")]
+    cert, key = write_pair(tmp_path)
+    it = subject(tmp_path, TLS_CERT=str(cert), TLS_KEY=str(key), GATEWAY_PORT=str(free_port()))
+    assert told(certificate(it)) == [("ok", f"{cert}: nothing is wrong with it")]
+    assert verdict(gateway(it)) == ["ok"]
+    key.chmod(0o644)
+    assert told(rights(it)) == [("fault", f"anybody may read {key}, which has secrets")]
+    cert.write_text("none")
+    assert verdict(certificate(it)) == ["fault"]
+    assert verdict(gateway(it)) == ["fault"]
 
 
 def test_the_gateway_is_asked(tmp_path: Path) -> None:
