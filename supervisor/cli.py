@@ -399,7 +399,7 @@ def _gateways() -> GatewaysPart:
 
 
 main.add_command(key_commands(_call))
-main.add_command(doctor_command(settings_from, _gateways))
+main.add_command(doctor_command(servable_settings, _gateways))
 for each in service_commands(servable_settings, read_dotenv, faults_told):
     main.add_command(each)
 
