@@ -179,7 +179,7 @@ class Database:
                 Copies(self.path).make(source, alone=alone)
             finally:
                 connection.close()
-        except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        except (OSError, sqlite3.Error, SQLAlchemyError, UnicodeDecodeError) as error:
             log.warning("the database cannot be copied now", path=self.place, cause=_one_line(error))
 
     @contextmanager
@@ -192,6 +192,8 @@ class Database:
             raise self._fault(_one_line(error.orig or error)) from error
         except SQLAlchemyError as error:
             raise self._fault(_one_line(error)) from error
+        except UnicodeDecodeError as error:  # of the driver's own, whose words repeat what it could not read
+            raise self._fault("Could not decode a text in it as UTF-8") from error
 
     def _fault(self, said: str) -> DatabaseFault:
         hint = f"; {next(hint for sign, hint in _HINTS if sign.search(said))}" if self._sqlite else ""

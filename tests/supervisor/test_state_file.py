@@ -141,7 +141,7 @@ def test_where_nothing_can_be_renamed_that_is_said_and_costs_no_start(
     assert names(tmp_path) == ["it.json"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_value_or_set_aside(tmp_path: Path, content: bytes) -> None:
     for path in tmp_path.iterdir():

@@ -97,7 +97,7 @@ SPECS = st.builds(
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40)
 @given(st.lists(SPECS, max_size=5, unique_by=lambda spec: spec.id), st.integers(900, 10**9 - 1), st.text(max_size=20))
 def test_any_fleet_reads_back_as_it_was(tmp_path: Path, specs: list[WorkerSpec], number: int, setting: str) -> None:
     WantedFile(tmp_path, setting, EventLog()).save(specs, number)
