@@ -1,6 +1,7 @@
 """Gateways that listen, for the tests that speak to one over a socket."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -45,9 +46,24 @@ def lane(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def house(nursery: trio.Nursery, connect: Connect, lane: str) -> AsyncIterator[House]:
+    async with house_of(nursery, connect, lane, stall_timeout_s=0.3) as made:
+        yield made
+
+
+@pytest.fixture
+async def patient_house(nursery: trio.Nursery, connect: Connect, lane: str) -> AsyncIterator[House]:
+    """One that waits as long as it takes for a client that does not read."""
+    async with house_of(nursery, connect, lane, stall_timeout_s=1e6) as made:
+        yield made
+
+
+@asynccontextmanager
+async def house_of(
+    nursery: trio.Nursery, connect: Connect, lane: str, *, stall_timeout_s: float
+) -> AsyncGenerator[House, None]:
     hall = Hall(nursery)
     app = front_of(hall)
-    served = await serve(nursery, app, stall_timeout_s=0.3, lane=lane)
+    served = await serve(nursery, app, stall_timeout_s=stall_timeout_s, lane=lane)
     yield House(hall, served, connect, app.front)
     served.life.cancel()
     await served.ended.wait()

@@ -576,8 +576,8 @@ def kernel_takes_little(door: Door) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
-async def test_a_client_that_stops_reading_holds_no_slot_for_an_answer_of_usual_size(house: House) -> None:
-    size = 900_000
+async def test_a_client_that_stops_reading_holds_no_slot_for_an_answer_of_usual_size(patient_house: House) -> None:
+    size, house = 900_000, patient_house
     worker = await house.hall.worker("a", says(b"y" * size))
     kernel_takes_little(house.door)
     stuck, next_one = await house.client(), await house.client()
