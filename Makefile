@@ -63,7 +63,7 @@ install: ## As root: the systemd service, its user, /etc/chimera/chimera.env, an
 uninstall: ## As root: take all of that away (KEEP=1 leaves settings, state with the models, and logs)
 	@$(PYTHON) scripts/install.py uninstall $(if $(KEEP),--keep)
 
-check: setup-dev ## Format, lint, types, unit tests: about a minute on two cores
+check: setup-dev ## Format, lint, types, unit tests: about three minutes on two cores
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
