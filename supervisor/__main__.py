@@ -27,7 +27,7 @@ from gateway.app import make_app
 from gateway.asgi import App, AsgiLane
 from gateway.book import Book, Tracer
 from gateway.connections import bound_by_descriptors, fit_descriptors
-from gateway.database import DatabaseFault
+from gateway.database import Damaged, DatabaseFault
 from gateway.database_look import look_at
 from gateway.door import Door, PortTaken, listen, run_gateway
 from gateway.exchange import Exchange
@@ -462,6 +462,20 @@ def _open_keys(settings: Settings) -> Opened:
 def gateways_part() -> GatewaysPart:
     """Return what `chimera doctor` cannot know without the gateway."""
     return _look_at_database, bound_by_descriptors
+
+
+def database_for(settings: Settings) -> str:
+    """Say how the database stands for this version. Raises StartRefused when it cannot be used. Changes nothing.
+
+    A damaged file is no reason: a start puts it back from a copy.
+    """
+    written = settings.database_url.get_secret_value() if settings.database_url else None
+    try:
+        return look_at(written, settings.state_dir)
+    except Damaged as fault:
+        return str(fault)
+    except DatabaseFault as fault:
+        raise StartRefused(str(fault)) from fault
 
 
 def _look_at_database(settings: Settings) -> list[Finding]:

@@ -398,9 +398,15 @@ def _gateways() -> GatewaysPart:
     return gateways_part()
 
 
+def _database_for(settings: Settings) -> str:
+    from supervisor.__main__ import database_for
+
+    return database_for(settings)
+
+
 main.add_command(key_commands(_call))
 main.add_command(doctor_command(servable_settings, _gateways))
-for each in service_commands(servable_settings, read_dotenv, faults_told):
+for each in service_commands(servable_settings, read_dotenv, faults_told, _database_for):
     main.add_command(each)
 
 

@@ -21,6 +21,7 @@ from supervisor.unit_files import drop_ins
 SYSTEM_UNITS = Path("/etc/systemd/system")
 
 ReadSettings = Callable[[Path, Mapping[str, str]], Settings]
+DatabaseFor = Callable[[Settings], str]
 ReadFile = Callable[[Path], tuple[dict[str, str | None], tuple[str, ...]]]
 
 
@@ -32,8 +33,13 @@ class FaultsTold(Protocol):
         ...
 
 
-def service_commands(settings_from: ReadSettings, read_file: ReadFile, faults_told: FaultsTold) -> list[click.Command]:
-    """Return the commands; the arguments are the command line's own ways of reading settings and telling faults."""
+def service_commands(
+    settings_from: ReadSettings, read_file: ReadFile, faults_told: FaultsTold, database_for: DatabaseFor
+) -> list[click.Command]:
+    """Return the commands; the arguments are the command line's own ways of reading settings and telling faults.
+
+    `database_for` says in words how the database stands for this version, or raises StartRefused.
+    """
 
     @click.command()
     @click.pass_obj
@@ -56,11 +62,12 @@ def service_commands(settings_from: ReadSettings, read_file: ReadFile, faults_to
     @click.command("upgrade-check")
     @click.pass_obj
     def upgrade_check(env_file: Path) -> None:
-        """Say whether this version accepts the present configuration; nothing is changed."""
+        """Say whether this version accepts the present configuration and the database; nothing is changed."""
         with faults_told():
             settings = settings_from(env_file, os.environ)
             ollama = locate_ollama(settings, os.environ)
-            click.echo(f"chimera {version('chimera')} accepts {env_file}; it would run {ollama.path}")
+            database = database_for(settings)
+            click.echo(f"chimera {version('chimera')} accepts {env_file}; it would run {ollama.path}; {database}")
 
     @click.command()
     @click.option("--write", is_flag=True, help="Write them and let systemd read them; as root.")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
 
+from gateway.database import Database, url_of
 from supervisor import cli_service
 from supervisor.cli import main
 from supervisor.errors import StartRefused
@@ -91,7 +93,26 @@ def test_without_a_chimera_there_is_nothing_to_reload() -> None:
 def test_a_version_says_that_it_accepts_the_settings() -> None:
     result = chimera("upgrade-check")
     assert result.exit_code == 0
-    assert lines(result)[0].endswith(f"accepts .env; it would run {FAKE_OLLAMA}")
+    assert f"accepts .env; it would run {FAKE_OLLAMA}; " in lines(result)[0]
+    assert lines(result)[0].endswith("state/chimera.db: it will be made")
+
+
+def test_a_version_does_not_accept_a_database_of_a_newer_one(tmp_path: Path) -> None:
+    database = Database(url_of(None, tmp_path))
+    database.open()
+    with database.transaction() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'of_tomorrow'"))
+    write(tmp_path, f"STATE_DIR={tmp_path}\nOLLAMA_BIN={FAKE_OLLAMA}\n")
+    result = chimera("upgrade-check")
+    assert result.exit_code == 1
+    assert "is of another version of Chimera (of_tomorrow)" in lines(result)[0]
+
+
+def test_a_damaged_database_is_no_reason_against_a_version(tmp_path: Path) -> None:
+    (tmp_path / "chimera.db").write_bytes(b"no database")
+    write(tmp_path, f"STATE_DIR={tmp_path}\nOLLAMA_BIN={FAKE_OLLAMA}\n")
+    result = chimera("upgrade-check")
+    assert (result.exit_code, "it is damaged" in lines(result)[0]) == (0, True)
 
 
 def test_a_version_says_every_setting_that_it_does_not_accept(tmp_path: Path) -> None:
