@@ -305,7 +305,9 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
         """Return the workers with a slot that a ticket may have now."""
-        workers, model, tried = self._workers.values(), ticket.model, ticket.excluded
+        model, tried = ticket.model, ticket.excluded
+        # mostly none, in a fleet that is full: no call is made for those
+        workers = [worker for worker in self._workers.values() if len(worker.leases) < worker.slots]
         # while one of them is well, nobody is given a slot of one that is passed over
         if well := [worker for worker in workers if worker.takes(model) and worker.life not in tried]:
             return well
