@@ -261,10 +261,10 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
 
     @admin.get("/traefik")
     async def traefik() -> Response:
-        ask, domains = understood(TraefikAsk, request.args.to_dict(), b""), _domains()
+        ask = understood(TraefikAsk, request.args.to_dict(), b"")
         url = request.host_url.rstrip("/")  # whoever asks reaches us by it
         document = traefik_document(
-            domains.api, domains.frontend, url, url, entry_points=[name for name in ask.entrypoints.split(",") if name],
+            _domains(), url, entry_points=[name for name in ask.entrypoints.split(",") if name],
             resolver=ask.resolver or None, tls=ask.tls,
         )  # fmt: skip
         if not document:

@@ -157,12 +157,14 @@ def _request(scope: Message, proxies: TrustedProxies) -> Request:
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope.get("query_string", b"")
     headers: Headers = [(name.lower(), value) for name, value in scope["headers"]]
+    named = first_values(headers)
     return Request(
         method=scope["method"],
         path=scope["path"],
         target=raw_path + (b"?" + query if query else b""),
         headers=headers,
         dialect=dialect_of(scope["path"]),
-        id=request_id_of(first_values(headers), uuid4().hex),
+        id=request_id_of(named, uuid4().hex),
         caller=proxies.origin(str((scope.get("client") or ("",))[0]), headers).address,
+        named=named,
     )

@@ -306,12 +306,10 @@ class Dispatcher:
     def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
         """Return the workers with a slot that a ticket may have now."""
         model, tried = ticket.model, ticket.excluded
-        # mostly none, in a fleet that is full: no call is made for those
-        workers = [worker for worker in self._workers.values() if len(worker.leases) < worker.slots]
+        free = [worker for worker in self._workers.values() if worker.free]
         # while one of them is well, nobody is given a slot of one that is passed over
-        if well := [worker for worker in workers if worker.takes(model) and worker.life not in tried]:
-            return well
-        return [worker for worker in workers if worker.free and self._may_use(worker, ticket)]
+        well = [worker for worker in free if not worker.shuns(model) and worker.life not in tried]
+        return well or [worker for worker in free if self._may_use(worker, ticket)]
 
     def _give(self, ticket: Ticket, worker: WorkerSlots) -> None:
         kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)

@@ -126,7 +126,7 @@ def _request(head: Head, caller: str) -> Request:
     path = _path_of(head.target)
     return Request(
         method=head.method.decode(), path=path, target=head.target, headers=head.headers, dialect=dialect_of(path),
-        id=request_id_of(head.named, token_hex(16)), caller=caller,
+        id=request_id_of(head.named, token_hex(16)), caller=caller, named=head.named,
     )  # fmt: skip
 
 

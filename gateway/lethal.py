@@ -46,12 +46,11 @@ class LethalModels:
 
     def paused_s(self, model: str, now: float) -> float | None:
         """Return for how long a model is not to be tried; None when it may be."""
-        record = self._records.get(model) if self._records else None
+        record = self._records.get(model)
         if record is None or record.until is None or record.until <= now:
             return None
         return record.until - now
 
     def answered(self, model: str) -> None:
         """A worker has it loaded and answers: it is well."""
-        if self._records:
-            self._records.pop(model, None)
+        self._records.pop(model, None)

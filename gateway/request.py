@@ -75,10 +75,11 @@ class Request:
     asked: float = 0.0  # when the present attempt began (trio's clock)
     phases: Phases = field(default_factory=Phases)
     trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
-    named: Named = field(init=False)  # the first value of each header, as it came
+    named: Named = field(default_factory=dict)  # the first value of each header, as it came; made of them if not given
 
     def __post_init__(self) -> None:
-        self.named = first_values(self.headers)
+        if not self.named:
+            self.named = first_values(self.headers)
 
 
 def own_headers(request: Request) -> Headers:

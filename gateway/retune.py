@@ -53,7 +53,7 @@ class Tunable:
         self.admission.dispatcher.queue_bytes = tuning.queue_bytes
         self.front.settle(
             max_body_bytes=tuning.max_body_bytes, pin_load_options=tuning.pin_load_options,
-            page_names=names_of(tuning.domains.frontend),
+            page_names=names_of(tuning.domains.page),
         )  # fmt: skip
         self.book.access = tuning.access
         self.connections.bound = fit_descriptors(tuning.max_connections)

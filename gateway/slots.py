@@ -105,15 +105,6 @@ class WorkerSlots:
         """Whether it is passed over while anybody else could do: by the supervisor's word, or for what it failed."""
         return self.avoided or self.breaker.open_until is not None
 
-    def takes(self, model: str | None) -> bool:
-        """Say whether it has a slot to give, and is not passed over for requests for a model."""
-        breaker = self.breaker
-        return (
-            len(self.leases) < (1 if breaker.trial else self.slots)
-            and not (self.cordoned or self.avoided or breaker.open_until is not None)
-            and model not in self.cooled
-        )
-
     def shuns(self, model: str | None) -> bool:
         """Say whether it is passed over for requests for a model."""
         return self.shunned or model in self.cooled

@@ -16,7 +16,7 @@ class Domains:
     """The names that lead to Chimera: to the API (TRAEFIK_API_DOMAIN), and to the page (TRAEFIK_FRONTEND_DOMAIN)."""
 
     api: tuple[str, ...] = ()
-    frontend: tuple[str, ...] = ()
+    page: tuple[str, ...] = ()
 
 
 NO_DOMAINS = Domains()
@@ -31,14 +31,13 @@ _NAME = "chimera"
 
 
 def traefik_document(
-    api_domains: Sequence[str], frontend_domains: Sequence[str], url: str, frontend_url: str, *,
-    entry_points: Sequence[str] = (), resolver: str | None = None, tls: bool = False,
+    domains: Domains, url: str, *, entry_points: Sequence[str] = (), resolver: str | None = None, tls: bool = False,
 ) -> Json:  # fmt: skip
     """Return the dynamic configuration: a router and a service for the API, and for the page, where it has names.
 
-    `url` and `frontend_url` are where Traefik reaches them. `entry_points`: Traefik's names of those that they are
-    reached by, none: by all. `tls`: those speak TLS, `resolver` (Traefik's name of it) gets their certificates.
-    Empty when there is no name at all.
+    `url` is where Traefik reaches both: the gateway tells them apart by name. `entry_points`: Traefik's names of those
+    that they are reached by, none: by all. `tls`: those speak TLS, `resolver` (Traefik's name of it) gets their
+    certificates. Empty when there is no name at all.
     """
     more: Json = {"entryPoints": list(entry_points)} if entry_points else {}
     if tls or resolver:
@@ -46,14 +45,11 @@ def traefik_document(
     routers: Json = {}
     services: Json = {}
     closed = "".join(f" && !PathPrefix(`{path}`)" for path in INSIDE)
-    for name, domains, to, rest in (
-        (f"{_NAME}-api", api_domains, url, closed),
-        (f"{_NAME}-frontend", frontend_domains, frontend_url, ""),
-    ):
-        if domains:
-            rule = " || ".join(f"Host(`{domain}`)" for domain in domains)
+    for name, names, rest in ((f"{_NAME}-api", domains.api, closed), (f"{_NAME}-page", domains.page, "")):
+        if names:
+            rule = " || ".join(f"Host(`{domain}`)" for domain in names)
             routers[name] = {"rule": f"({rule}){rest}", "service": name, "middlewares": [_NAME], **more}
-            services[name] = {"loadBalancer": _balancer(to)}
+            services[name] = {"loadBalancer": _balancer(url)}
     if not routers:
         return {}
     return {

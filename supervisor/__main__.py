@@ -450,11 +450,14 @@ def _leaders(primary: Worker, fleet: Fleet) -> dict[str, int]:
     return {worker.spec.id: worker.process.pid for worker in workers if worker.process}
 
 
+def _database_url(settings: Settings) -> str | None:
+    return settings.database_url.get_secret_value() if settings.database_url else None
+
+
 def _open_keys(settings: Settings) -> Opened:
     """Open the database and read the keys. It blocks. Raises StartRefused: without keys nobody's limits would hold."""
-    written = settings.database_url.get_secret_value() if settings.database_url else None
     try:
-        return open_keys(written, settings.state_dir, set_aside)
+        return open_keys(_database_url(settings), settings.state_dir, set_aside)
     except DatabaseFault as fault:
         raise StartRefused(str(fault)) from fault
 
@@ -469,9 +472,8 @@ def database_for(settings: Settings) -> str:
 
     A damaged file is no reason: a start puts it back from a copy.
     """
-    written = settings.database_url.get_secret_value() if settings.database_url else None
     try:
-        return look_at(written, settings.state_dir)
+        return look_at(_database_url(settings), settings.state_dir)
     except Damaged as fault:
         return str(fault)
     except DatabaseFault as fault:
@@ -480,9 +482,8 @@ def database_for(settings: Settings) -> str:
 
 def _look_at_database(settings: Settings) -> list[Finding]:
     """Say for `chimera doctor` how the database stands. It blocks, and changes nothing."""
-    written = settings.database_url.get_secret_value() if settings.database_url else None
     try:
-        return [doctor.ok("database", look_at(written, settings.state_dir))]
+        return [doctor.ok("database", look_at(_database_url(settings), settings.state_dir))]
     except DatabaseFault as problem:
         return [
             doctor.fault("database", str(problem), "chimera config shows DATABASE_URL's place; keys are kept there")

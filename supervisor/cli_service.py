@@ -16,9 +16,7 @@ from supervisor.errors import BadConfiguration, StartRefused
 from supervisor.locate import locate_ollama
 from supervisor.lock import holder
 from supervisor.reload import ask_for_reload, outcome_directory
-from supervisor.unit_files import drop_ins
-
-SYSTEM_UNITS = Path("/etc/systemd/system")
+from supervisor.unit_files import SYSTEM_UNITS, drop_ins
 
 ReadSettings = Callable[[Path, Mapping[str, str]], Settings]
 DatabaseFor = Callable[[Settings], str]

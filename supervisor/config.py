@@ -24,6 +24,7 @@ WORKER_PORTS = 512
 
 # The most workers there are at one time.
 MOST_WORKERS = 256
+MOST_SLOTS = 1024
 
 # Names that the contract reserves for what this version does not do yet.
 RESERVED = frozenset(["FRONTEND_PORT", "NEXTAUTH_URL", "NEXTAUTH_SECRET"])
@@ -189,7 +190,7 @@ class Settings(BaseModel):
     worker_port_base: Annotated[int, Field(ge=1024, lt=EPHEMERAL_PORTS_FROM - WORKER_PORTS)] = Field(
         11500, alias="WORKER_PORT_BASE", description="first port for workers"
     )
-    worker_slots: Annotated[int, Field(ge=1, le=1024)] = Field(
+    worker_slots: Annotated[int, Field(ge=1, le=MOST_SLOTS)] = Field(
         4, alias="WORKER_SLOTS", description="requests a worker answers at once (OLLAMA_NUM_PARALLEL)"
     )
     worker_env: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_worker_env)] = Field(

@@ -21,9 +21,8 @@ from supervisor.examine import PROGRAM_TIMEOUT_S, Subject, may
 from supervisor.probe import port_is_free
 from supervisor.store import full_name
 from supervisor.tls import trusting, warnings_of
-from supervisor.unit_files import drop_ins
+from supervisor.unit_files import SYSTEM_UNITS, drop_ins
 
-SYSTEM_UNITS = Path("/etc/systemd/system")
 # Beside the package where it runs from a checkout; an installed one has no units with it.
 SHIPPED = Path(__file__).resolve().parents[1] / "systemd"
 CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")

@@ -62,7 +62,7 @@ def orders(files: Iterable[LogFile], workers: Iterable[str], most_bytes: int) ->
     ours = [_Ours(file, found[1], found[2] or "") for file in files if (found := _OURS.fullmatch(file.name))]
     bound = file_bound_bytes(len(written), most_bytes)
     aside = tuple(o.file.name for o in ours if o.owner in written and not o.ending and o.file.size_bytes > bound)
-    kept_gone = _newest({o.owner: 0.0 for o in ours if o.owner not in written}, ours)
+    kept_gone = _newest(o for o in ours if o.owner not in written)
     remove = [o for o in ours if o.ending == ".1.new" or o.owner not in written | kept_gone]
     left = [o for o in ours if o not in remove]
     total = sum(o.file.size_bytes for o in left)
@@ -75,9 +75,9 @@ def orders(files: Iterable[LogFile], workers: Iterable[str], most_bytes: int) ->
     return Orders(aside, tuple(o.file.name for o in remove))
 
 
-def _newest(gone: dict[str, float], ours: Iterable[_Ours]) -> set[str]:
+def _newest(gone: Iterable[_Ours]) -> set[str]:
     """Return the workers, of those that are gone, whose logs were written last."""
-    for o in ours:
-        if o.owner in gone:
-            gone[o.owner] = max(gone[o.owner], o.file.changed_at)
-    return set(sorted(gone, key=lambda owner: gone[owner], reverse=True)[:GONE_KEPT])
+    changed_at: dict[str, float] = {}
+    for o in gone:
+        changed_at[o.owner] = max(changed_at.get(o.owner, 0.0), o.file.changed_at)
+    return set(sorted(changed_at, key=lambda owner: changed_at[owner], reverse=True)[:GONE_KEPT])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from supervisor.config import Settings
 
+SYSTEM_UNITS = Path("/etc/systemd/system")
 NAME = "50-settings.conf"
 HEAD = "# Made from the settings by `sudo chimera units --write`. Your own lines belong into another file here.\n"
 # What systemd makes for us and lets us write (StateDirectory=, LogsDirectory=).

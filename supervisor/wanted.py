@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from supervisor.config import MOST_WORKERS
+from supervisor.config import MOST_SLOTS, MOST_WORKERS
 from supervisor.events import EventLog
 from supervisor.house import WorkerSpec
 from supervisor.state_file import StateFile
@@ -15,7 +15,6 @@ from supervisor.state_file import StateFile
 log = structlog.get_logger("wanted")
 
 VERSION = 1
-MOST_SLOTS = 1024
 MOST_NUMBERS = 10**9
 
 

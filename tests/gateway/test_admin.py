@@ -282,7 +282,7 @@ async def test_traefik_is_told_by_the_address_that_it_asked_by() -> None:
     answer = await app.test_client().get("/admin/traefik?entrypoints=web,websecure&resolver=le", **asked)
     assert answer.status_code == 200
     assert await answer.get_json() == traefik_document(
-        ("api.example",), ("chat.example",), "http://127.0.0.1:8123", "http://127.0.0.1:8123",
+        Domains(("api.example",), ("chat.example",)), "http://127.0.0.1:8123",
         entry_points=("web", "websecure"), resolver="le",
     )  # fmt: skip
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from gateway.stream import KEEP_ALIVE_S
-from gateway.traefik import IDLE_S, traefik_document
+from gateway.traefik import IDLE_S, Domains, traefik_document
 
-URL, PAGE = "http://127.0.0.1:8000", "http://127.0.0.1:8080"
+URL = "http://127.0.0.1:8000"
 
 
 def empty(node: Any, path: str = "") -> list[str]:
@@ -18,7 +18,7 @@ def empty(node: Any, path: str = "") -> list[str]:
 
 
 def test_the_api_at_one_name() -> None:
-    assert traefik_document(("api.example",), (), URL, PAGE) == {
+    assert traefik_document(Domains(("api.example",)), URL) == {
         "http": {
             "routers": {
                 "chimera-api": {
@@ -45,16 +45,16 @@ def test_the_api_at_one_name() -> None:
 
 
 def test_the_page_and_several_names() -> None:
-    http = traefik_document(("a.example", "b.example"), ("chat.example",), URL, PAGE)["http"]
+    http = traefik_document(Domains(("a.example", "b.example"), ("chat.example",)), URL)["http"]
     assert http["routers"]["chimera-api"]["rule"].startswith("(Host(`a.example`) || Host(`b.example`)) && ")
-    assert http["routers"]["chimera-frontend"]["rule"] == "(Host(`chat.example`))"
+    assert http["routers"]["chimera-page"]["rule"] == "(Host(`chat.example`))"
     services = {name: service["loadBalancer"]["servers"][0]["url"] for name, service in http["services"].items()}
-    assert services == {"chimera-api": URL, "chimera-frontend": PAGE}
+    assert services == {"chimera-api": URL, "chimera-page": URL}
 
 
 def test_tls_only_where_it_is_asked_for() -> None:
     def router(**asked: Any) -> Any:
-        return traefik_document(("a.example",), (), URL, PAGE, **asked)["http"]["routers"]["chimera-api"]
+        return traefik_document(Domains(("a.example",)), URL, **asked)["http"]["routers"]["chimera-api"]
 
     assert "tls" not in router()
     assert "entryPoints" not in router()
@@ -64,13 +64,13 @@ def test_tls_only_where_it_is_asked_for() -> None:
 
 
 def test_without_a_name_there_is_nothing_to_tell() -> None:
-    assert traefik_document((), (), URL, PAGE) == {}
+    assert traefik_document(Domains(), URL) == {}
 
 
 @pytest.mark.parametrize("api", [(), ("a.example",)])
-@pytest.mark.parametrize("frontend", [(), ("b.example",)])
-def test_whatever_is_named_exists_and_nothing_is_empty(api: tuple[str, ...], frontend: tuple[str, ...]) -> None:
-    document = traefik_document(api, frontend, URL, PAGE, tls=True)
+@pytest.mark.parametrize("page", [(), ("b.example",)])
+def test_whatever_is_named_exists_and_nothing_is_empty(api: tuple[str, ...], page: tuple[str, ...]) -> None:
+    document = traefik_document(Domains(api, page), URL, tls=True)
     if not document:
         return
     assert empty(document) == []

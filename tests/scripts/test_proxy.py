@@ -9,7 +9,7 @@ import yaml
 
 from gateway.admin import TraefikAsk, understood
 from gateway.stream import KEEP_ALIVE_S
-from gateway.traefik import traefik_document
+from gateway.traefik import Domains, traefik_document
 from supervisor.config import Settings, load_settings
 from tests.fakes.proxies import SNIPPETS, Place, fitted, nginx_conf
 
@@ -71,7 +71,7 @@ def test_nginx_takes_bodies_as_large_as_chimera_does(settings: Settings) -> None
 
 def test_traefiks_file_is_what_it_is_told_over_http() -> None:
     assert parsed("traefik-file.yaml") == traefik_document(
-        ("chimera.example",), (), "http://127.0.0.1:8000", "", entry_points=("websecure",), resolver="letsencrypt"
+        Domains(("chimera.example",)), "http://127.0.0.1:8000", entry_points=("websecure",), resolver="letsencrypt"
     )
 
 
