@@ -334,9 +334,8 @@ class Stage:
             by_life = admission.dispatcher._affinity._by_life
             kept = [one for models in by_life.values() for caches in models.values() for one in caches]
             assert not any(one.busy for one in kept)
-            await (
-                trio.lowlevel.checkpoint()
-            )  # within this step, trio itself still holds the cancellation and its frames
+            # within this step, trio itself still holds the cancellation and its frames
+            await trio.lowlevel.checkpoint()
             gc.collect()
             assert list(_Ticket.held) == [], "somebody still holds its ticket"
             await self._the_next_one_is_answered()
@@ -357,6 +356,7 @@ class Stage:
             assert self.hall.metrics._broken.counts == {}
 
     async def _the_next_one_is_answered(self) -> None:
+        self.hall.patience()  # a scenario's own may be too short for a busy machine
         for server in self.servers:
             server.halted, server.script = False, [says(b'{"done":true}')]
         ports = [server.port for server in self.servers]
