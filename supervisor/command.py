@@ -69,6 +69,9 @@ def worker_command(
         # ready means that the first model is loaded: after Ollama's five idle minutes it would not be
         env.setdefault("OLLAMA_KEEP_ALIVE", "-1")
     if worker_id != PRIMARY:
+        # Else a prompt takes the first idle slot of those that begin as it does, which all do by a few tokens of the
+        # template: it pushes out a conversation's cache beside an empty slot (llama/runner/cache.go).
+        env.setdefault("OLLAMA_MULTIUSER_CACHE", "1")
         env |= dict(settings.worker_env)
         env["OLLAMA_NOPRUNE"] = "1"  # each serve that starts prunes the store; with a shared one only the primary may
     env |= {

@@ -6,7 +6,8 @@ two slots, where chance alone meets the right worker every other time, and four 
 with four cards.
 Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
 elsewhere. (Each asking again at once by itself, there would be nothing to choose: the only free slot would be the one
-that the same conversation has just left.)
+that the same conversation has just left.) A worker computes in one thread, as it would have a card of its own: with
+Ollama's default each has as many as there are cores, and the workers would mostly wait for each other's.
 
 Needs the CPU build of Ollama (scripts/embedded.py install).
 """
@@ -36,8 +37,8 @@ SCENES = ((2, 2, "turns_times_sooner_of_two"), (4, 1, "turns_times_sooner_of_fou
 TALKS, TURNS, FIRST_WORDS = 4, 5, 250
 PEER_PORT_FROM = 28_000
 
-# Enough for some thousand words.
-NUM_CTX = 4096
+# The context is enough for some thousand words.
+OPTIONS = {"num_ctx": 4096, "num_thread": 1, "seed": 1}
 ANSWER_TOKENS = 16
 # The words of each question after the first.
 QUESTION_WORDS = 12
@@ -147,7 +148,7 @@ def talk(url: str, model: str, turns: int, words: int, seed: int, step: threadin
 
 def _turn(client: httpx.Client, model: str, messages: list[dict[str, str]], into: Talk) -> str:
     body = {"model": model, "messages": messages,
-            "options": {"num_predict": ANSWER_TOKENS, "num_ctx": NUM_CTX, "seed": 1}}  # fmt: skip
+            "options": OPTIONS | {"num_predict": ANSWER_TOKENS}}  # fmt: skip
     began, first, text, done = time.monotonic(), None, "", False
     with client.stream("POST", "/api/chat", json=body) as answer:
         for line in answer.iter_lines():
@@ -186,7 +187,7 @@ def run_round(url: str, model: str, *, talks: int, turns: int, words: int, seed:
 def warm_up(ports: Sequence[int], model: str) -> None:
     """Have each worker load the model as the conversations need it."""
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": False,
-            "options": {"num_predict": 1, "num_ctx": NUM_CTX}}  # fmt: skip
+            "options": OPTIONS | {"num_predict": 1}}  # fmt: skip
     for port in ports:
         url = f"http://127.0.0.1:{port}/api/chat"
         httpx.post(url, json=body, timeout=TIMEOUT_S, trust_env=False).raise_for_status()

@@ -73,6 +73,16 @@ def test_a_required_model_stays_loaded_unless_somebody_says_otherwise(
 
 
 @pytest.mark.parametrize(
+    ("inherited", "worker_env", "multiuser"),
+    [({}, "", "1"), ({"OLLAMA_MULTIUSER_CACHE": "0"}, "", "0"), ({}, "OLLAMA_MULTIUSER_CACHE=0", "0")],
+)
+def test_a_worker_keeps_the_conversations_of_many_unless_somebody_says_otherwise(
+    inherited: dict[str, str], worker_env: str, multiuser: str
+) -> None:
+    assert command(inherited, WORKER_ENV=worker_env).environ["OLLAMA_MULTIUSER_CACHE"] == multiuser
+
+
+@pytest.mark.parametrize(
     "name", sorted((NAMES | RESERVED | CLIENT_NAMES | {"NOTIFY_SOCKET", "LISTEN_FDS"}) - {"OLLAMA_MODELS"})
 )
 def test_chimeras_own_variables_are_not_handed_on(name: str) -> None:
