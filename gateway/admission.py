@@ -1,7 +1,6 @@
 """Waiting for a slot. The only file that waits on the dispatcher, and where the supervisor's word reaches it."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -23,8 +22,7 @@ SHARE_OF_NEWEST = 0.1
 Notice = Callable[[int, float | None], Awaitable[None]]
 
 
-@dataclass(slots=True, eq=False)
-class Waiting(Ticket):
+class Waiting(Ticket, eq=False):
     """A ticket somebody waits for.
 
     `since` is trio's clock at its first arrival, `waited_s` what it has spent in the queue, over all its arrivals.

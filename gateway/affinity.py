@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from zlib import crc32
 
+import msgspec
+
 # Finer blocks find more of a short conversation, coarser ones cost less; 256 bytes are about 60 tokens.
 BLOCK_BYTES = 256
 # What lies behind a quarter of a megabyte (images, mostly) decides nothing any more.
@@ -47,8 +49,7 @@ def prefix_of(model: str, parts: Iterable[bytes], *, continues: bool) -> Prefix:
     return Prefix(tuple(chain), continues)
 
 
-@dataclass(slots=True, eq=False)
-class Kept:
+class Kept(msgspec.Struct, eq=False):
     """One prompt in the cache of one slot. `busy` while its lease runs: such a slot takes no other prompt."""
 
     life: Life

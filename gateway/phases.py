@@ -4,8 +4,9 @@ Times are trio's clock in seconds, None for what it never came to; who has a clo
 that is done while a request runs: what is said of it (metrics, access line, spans) is made when it has ended.
 """
 
-from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+import msgspec
 
 from gateway.errors import (
     ClientGone,
@@ -42,8 +43,7 @@ BREAKS: Final = ("error_line", "no_end", "lost", "stalled")
 LEFT_IN: Final = ("body", "queue", "worker", "answer")
 
 
-@dataclass(slots=True)
-class Try:
+class Try(msgspec.Struct):
     """One try at one worker: `began_at` its slot was granted, `sent_at` the request was with the worker."""
 
     worker_id: str
@@ -56,8 +56,7 @@ class Try:
     outcome: str = "cut"  # until it has ended otherwise
 
 
-@dataclass(slots=True)
-class Phases:
+class Phases(msgspec.Struct):
     """The phases of one request.
 
     `read_at`: its body was there. `queued_at`: it asked for a slot. `answered_at`: its answer's head went out.
@@ -69,7 +68,7 @@ class Phases:
     queued_at: float | None = None
     answered_at: float | None = None
     ended_at: float | None = None
-    tries: list[Try] = field(default_factory=list)
+    tries: list[Try] = []
     model: str | None = None
     stream: bool = False
     status: int = 0

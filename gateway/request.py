@@ -5,9 +5,9 @@ An answer is told through the small `Reply` protocol, so that there is one place
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import trio
 
 from gateway.admission import Notice
@@ -52,8 +52,7 @@ class Reply(Protocol):
         """Cut the connection: the client must see that the body is not complete."""
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """A client's request, its body not yet read. `target` is path and query as they came."""
 
     method: str
@@ -69,13 +68,14 @@ class Request:
     attempts: int = 0
     waited_s: float = 0.0
     worker_id: str | None = None
-    arrived: float = field(default_factory=trio.current_time)
+    arrived: float = msgspec.field(default_factory=trio.current_time)
     unloads: bool = False  # its model is unloaded when it has been answered
     dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
     asked: float = 0.0  # when the present attempt began (trio's clock)
-    phases: Phases = field(default_factory=Phases)
+    phases: Phases = msgspec.field(default_factory=Phases)
     trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
-    named: Named = field(default_factory=dict)  # the first value of each header, as it came; made of them if not given
+    # The first value of each header, as it came; made of them if not given.
+    named: Named = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.named:

@@ -3,12 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway.affinity import NO_PREFIX, Kept, Life, Prefix
 from gateway.breaker import Breaker
 
 
-@dataclass(slots=True, eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """A request waiting for a slot. `excluded` are the lives of workers that it has tried.
 
     `caller` is whom it is to be fair to, `prefix` how its prompt begins, `load_options` what it wants its model loaded
@@ -39,8 +40,7 @@ class Ticket:
         return (self.turn, self.number)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, eq=False):
     """A granted slot. `worker` is the life that it belongs to, also when a newer one has the same id by now."""
 
     worker: "WorkerSlots"

@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 from weakref import WeakSet
 
 import h11
@@ -63,13 +63,12 @@ class Way(Enum):
     EXPRESS_LEAVE = "client leaves the express lane"
 
 
-class _Ticket(Waiting):
+class _Ticket(Waiting, eq=False, weakref=True):
     """A ticket that is known as long as anybody holds it."""
 
     held: ClassVar[WeakSet["_Ticket"]] = WeakSet()
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __post_init__(self) -> None:
         self.held.add(self)
 
 
