@@ -1,8 +1,8 @@
 """The lane through Hypercorn: requests as ASGI tells them to the front, everything else to Quart."""
 
 from collections.abc import Awaitable, Callable
+from random import getrandbits
 from typing import Any
-from uuid import uuid4
 
 import structlog
 import trio
@@ -164,7 +164,7 @@ def _request(scope: Message, proxies: TrustedProxies) -> Request:
         target=raw_path + (b"?" + query if query else b""),
         headers=headers,
         dialect=dialect_of(scope["path"]),
-        id=request_id_of(named, uuid4().hex),
+        id=request_id_of(named, getrandbits),
         caller=proxies.origin(str((scope.get("client") or ("",))[0]), headers).address,
         named=named,
     )

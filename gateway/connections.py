@@ -37,16 +37,20 @@ class Place(Enum):
     RESERVE = "beyond it: only Chimera's own pages are answered"
 
 
+class Standing(Enum):
+    """What a connection is about."""
+
+    IDLE = "no request has begun, and nothing is left of the last answer"
+    BEGUN = "a request has begun, or the connection is ending"
+    BUSY = "somebody waits for the rest of an answer"
+
+
 class Member(Waiter, Protocol):
     """What is asked of a connection."""
 
     @property
-    def idle(self) -> bool:
-        """Whether no request has begun, and nothing is left of the last answer."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for the rest of an answer."""
+    def standing(self) -> Standing:
+        """What it is about."""
 
     def cut(self) -> None:
         """End it at once."""
@@ -62,8 +66,9 @@ class Connections:
         self.bound = bound
         self.unread = 0  # bytes that clients have not taken yet
         self._members: dict[Member, Place] = {}
+        self._standing: dict[Member, Standing] = {}
         self._idle: dict[Member, None] = {}  # the one that has been idle longest is the first
-        self._busy: set[Member] = set()
+        self._busy = 0
         self._reserved = 0
         self._quiet = trio.Event()
         self._said_at = float("-inf")
@@ -97,7 +102,7 @@ class Connections:
 
     def joined(self, member: Member, place: Place) -> None:
         """A connection was let in."""
-        self._members[member] = place
+        self._members[member], self._standing[member] = place, Standing.BEGUN
         self.patience.join(member)
         self._reserved += place is Place.RESERVE
         self.changed(member)
@@ -107,24 +112,26 @@ class Connections:
         self.patience.leave(member)
         place = self._members.pop(member, None)
         self._reserved -= place is Place.RESERVE
-        self._idle.pop(member, None)
-        self._set_busy(member, busy=False)
+        self._ends(member, self._standing.pop(member, None))
 
     def changed(self, member: Member) -> None:
         """A connection may have become idle or busy, or ceased to be."""
-        if member not in self._members:
+        was = self._standing.get(member)
+        if was is None or (standing := member.standing) is was:
             return
-        if member.idle:
-            self._idle.setdefault(member)
-        else:
-            self._idle.pop(member, None)
-        self._set_busy(member, busy=member.busy)
+        self._standing[member] = standing
+        self._ends(member, was)
+        if standing is Standing.IDLE:
+            self._idle[member] = None
+        elif standing is Standing.BUSY:
+            self._busy += 1
 
-    def _set_busy(self, member: Member, *, busy: bool) -> None:
-        if busy:
-            self._busy.add(member)
-        elif member in self._busy:
-            self._busy.remove(member)
+    def _ends(self, member: Member, was: Standing | None) -> None:
+        """What a connection was about is over."""
+        if was is Standing.IDLE:
+            del self._idle[member]
+        elif was is Standing.BUSY:
+            self._busy -= 1
             if not self._busy:
                 self._quiet.set()
                 self._quiet = trio.Event()

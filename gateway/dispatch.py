@@ -44,6 +44,7 @@ class Dispatcher:
         self.wanted_workers: int | None = None
         self._random_unit = random_unit
         self._workers: dict[str, WorkerSlots] = {}
+        self._paused: dict[str, WorkerSlots] = {}  # those that are passed over until a time, mostly none
         self._line = Line()
         self._turns = Turns()
         self._affinity = Affinity()
@@ -133,6 +134,7 @@ class Dispatcher:
         return self._grant()
 
     def _forget(self, worker_id: str) -> None:
+        self._paused.pop(worker_id, None)
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
             self._affinity.forget(worker.life)
@@ -171,11 +173,13 @@ class Dispatcher:
     def failed(self, lease: Lease, now: float) -> list[Ticket]:
         """A request failed at a worker before its first byte; after some it is passed over for a while."""
         lease.worker.breaker = lease.worker.breaker.failed(now)
+        self._note_paused(lease.worker)
         return self._grant()  # with the last well one passed over, all serve
 
     def cool(self, worker: WorkerSlots, model: str | None, now: float) -> list[Ticket]:
         """A worker could not load a model: it is passed over for that model, and for no other, for COOL_S."""
         worker.cooled[model] = now + COOL_S
+        self._note_paused(worker)
         worker.learn(model, loaded=False)
         return self._grant()
 
@@ -186,6 +190,7 @@ class Dispatcher:
             return []
         worker.breaker = worker.breaker.answered()
         worker.cooled.pop(lease.model, None)
+        self._note_paused(worker)
         return self._grant()
 
     def took(self, lease: Lease, seconds_per_token: float) -> None:
@@ -195,20 +200,27 @@ class Dispatcher:
 
     def forgive(self, now: float) -> list[Ticket]:
         """Let workers be tried whose pause is over."""
-        for worker in self._workers.values():
+        for worker in list(self._paused.values()):
             worker.breaker = worker.breaker.at(now)
             for model in [model for model, until in worker.cooled.items() if until <= now]:
                 del worker.cooled[model]
+            self._note_paused(worker)
         return self._grant()
+
+    def _note_paused(self, worker: WorkerSlots) -> None:
+        if self._workers.get(worker.id) is not worker:
+            return  # it is gone
+        if worker.breaker.open_until is not None or worker.cooled:
+            self._paused[worker.id] = worker
+        else:
+            self._paused.pop(worker.id, None)
 
     def next_trial_at(self) -> float | None:
         """Return when the next of the workers that are passed over may be tried, None when none is."""
-        next_at: float | None = None
-        for worker in self._workers.values():
-            if worker.breaker.open_until is not None or worker.cooled:  # hardly ever
-                times = (next_at, worker.breaker.open_until, *worker.cooled.values())
-                next_at = min(at for at in times if at is not None)
-        return next_at
+        if not self._paused:  # nearly every time
+            return None
+        times = [at for worker in self._paused.values() for at in (worker.breaker.open_until, *worker.cooled.values())]
+        return min(at for at in times if at is not None)
 
     # -- questions -----------------------------------------------------------------------------------------------
 

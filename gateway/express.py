@@ -12,7 +12,7 @@ import email.utils
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from secrets import token_hex
+from random import getrandbits
 
 import structlog
 import trio
@@ -126,7 +126,7 @@ def _request(head: Head, caller: str) -> Request:
     path = _path_of(head.target)
     return Request(
         method=head.method.decode(), path=path, target=head.target, headers=head.headers, dialect=dialect_of(path),
-        id=request_id_of(head.named, token_hex(16)), caller=caller, named=head.named,
+        id=request_id_of(head.named, getrandbits), caller=caller, named=head.named,
     )  # fmt: skip
 
 

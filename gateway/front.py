@@ -118,8 +118,9 @@ class Front:
 
 def _is_pull(request: Request, length: bytes | None) -> bool:
     """Say whether a request is a pull whose body is worth reading."""
-    small = length is not None and length.isdigit() and int(length) <= BODY_BYTES
-    return small and request.method == "POST" and request.path == "/api/pull"
+    if request.path != "/api/pull" or request.method != "POST":
+        return False
+    return length is not None and length.isdigit() and int(length) <= BODY_BYTES
 
 
 def notice_of(inform: Inform | None, request: Request) -> Notice | None:

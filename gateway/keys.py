@@ -43,13 +43,6 @@ class Key:
     last_used_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
-    """What a request has for a key: `secret` None when it cannot be one of ours, whoever made it."""
-
-    secret: bytes | None = field(repr=False)
-
-
 def make_secret(random: bytes) -> str:
     """Return a new key, of SECRET_BYTES random bytes."""
     return "chimera-" + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
@@ -65,17 +58,23 @@ def digest_of(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-def presented(named: Named) -> Presented | None:
-    """Return the key that a request presents, None when it presents none.
+def presented(named: Named) -> bytes | None:
+    """Return the key that a request presents, None when it presents none, b"" when what it presents cannot be ours.
 
     `Authorization: Bearer` (OpenAI's clients, Ollama's) or `x-api-key` (Anthropic's). Never in the URL: those are
     written into logs everywhere. Of two, one that has the form of ours counts.
     """
-    scheme, _, rest = named.get(b"authorization", b"").strip().partition(b" ")
-    given = [rest.strip() if scheme.lower() == b"bearer" else b"", named.get(b"x-api-key", b"").strip()]
-    if not any(given):
-        return None
-    return Presented(next((secret for secret in given if _FORM.fullmatch(secret)), None))
+    given: list[bytes] = []
+    if bearer := named.get(b"authorization"):
+        scheme, _, rest = bearer.strip().partition(b" ")
+        if scheme.lower() == b"bearer":
+            given.append(rest.strip())
+    if own := named.get(b"x-api-key"):
+        given.append(own.strip())
+    for secret in given:
+        if _FORM.fullmatch(secret):
+            return secret
+    return b"" if any(given) else None
 
 
 def priority_of(named: Named, most: int) -> int | None:

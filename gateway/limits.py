@@ -86,14 +86,27 @@ class Use:
     def __init__(self, limits: Limits, last_used_at: datetime | None = None) -> None:
         self.inflight = 0
         self.last_used_at = last_used_at
-        self._concurrency = limits.concurrency
+        self._set(limits)
         self._requests = Bucket(limits.requests_per_minute)
         self._tokens = Bucket(limits.tokens_per_minute)
 
+    def _set(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bounded = limits != Limits()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether it matters what is `spent`."""
+        return self._limits.tokens_per_minute is not None
+
     def enter(self, now: float) -> Over | None:
         """Begin a request, which `leave` ends; or return why it may not begin: then nothing is taken."""
-        if self._concurrency is not None and self.inflight >= self._concurrency:
-            return Over("concurrency", self._concurrency, 1.0)  # nobody knows when one of them ends
+        if not self._bounded:
+            self.inflight += 1
+            return None
+        concurrency = self._limits.concurrency
+        if concurrency is not None and self.inflight >= concurrency:
+            return Over("concurrency", concurrency, 1.0)  # nobody knows when one of them ends
         named: tuple[tuple[Quantity, Bucket], ...] = (("requests", self._requests), ("tokens", self._tokens))
         over = [(bucket.wait_s(now), quantity, bucket.per_minute or 0) for quantity, bucket in named]
         wait_s, quantity, limit = max(over)
@@ -113,7 +126,7 @@ class Use:
 
     def change(self, limits: Limits, now: float) -> None:
         """Set other limits, for the next request on; those that have begun go on."""
-        self._concurrency = limits.concurrency
+        self._set(limits)
         self._requests.change(limits.requests_per_minute, now)
         self._tokens.change(limits.tokens_per_minute, now)
 

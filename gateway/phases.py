@@ -108,6 +108,8 @@ class Phases(msgspec.Struct):
 def outcome_of(phases: Phases) -> str:
     """Return how a request ended, from its status and its fault: one of OUTCOMES."""
     fault = phases.fault
+    if fault is None and phases.broken is None:  # nearly every time
+        return _of_status(phases.status)
     if phases.broken is not None:
         return "broken"
     if isinstance(fault, ClientGone):

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from gateway.connections import Connections, Place
+from gateway.connections import Connections, Place, Standing
 from gateway.errors import Told
 from gateway.framing import At, Framing
 from gateway.head import HEAD_BYTES, Head, Refused
@@ -102,17 +102,13 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     # -- what Connections asks -----------------------------------------------------------------------------------------
 
     @property
-    def idle(self) -> bool:
-        """Whether no request has begun, and nothing is left of the last answer."""
-        at, ahead = self._framing.at, self._framing.ahead
-        waits = at is At.OTHER or (at is At.HEAD and not ahead)
-        return waits and not (self.calls or self._outgoing.unread or self._closing or self._outgoing.broken)
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for the rest of an answer."""
-        complete = self._framing.at is At.ANSWER
-        return complete or self._outgoing.unread > 0 or any(call.pending for call in self.calls)
+    def standing(self) -> Standing:
+        """What the connection is about."""
+        at = self._framing.at
+        if at is At.ANSWER or self._outgoing.unread or (self.calls and any(call.pending for call in self.calls)):
+            return Standing.BUSY
+        begun = self.calls or at is At.BODY or (at is At.HEAD and self._framing.ahead)
+        return Standing.BEGUN if begun or self._closing or self._outgoing.broken else Standing.IDLE
 
     def changed(self) -> None:
         """One of the calls, or what is unread, has changed."""

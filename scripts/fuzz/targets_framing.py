@@ -87,9 +87,9 @@ def check_who(head: bytes) -> None:
     """What a request says of itself in headers: its key, its priority, its trace; nothing is made up."""
     headers = headers_in(head)
     given = presented(first_values(headers))
-    if given is not None and given.secret is not None:
-        assert given.secret in head
-        assert len(digest_of(given.secret)) == 32
+    if given:
+        assert given in head
+        assert len(digest_of(given)) == 32
     priority = priority_of(first_values(headers), 9)
     assert priority is None or 0 <= priority <= 9
     parent = parent_of(headers)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.connections import OTHER_DESCRIPTORS, RESERVE, Connections, Place, bound_by_descriptors, fit_descriptors
+from gateway.connections import (
+    OTHER_DESCRIPTORS,
+    RESERVE,
+    Connections,
+    Place,
+    Standing,
+    bound_by_descriptors,
+    fit_descriptors,
+)
 
 BOUND = 3
 
@@ -19,8 +27,7 @@ class Client:
     """A connection as `Connections` knows it."""
 
     def __init__(self) -> None:
-        self.idle = True
-        self.busy = False
+        self.standing = Standing.IDLE
         self.is_cut = False
         self.due = math.inf
 
@@ -31,7 +38,7 @@ class Client:
         self.is_cut = True
 
     def retire(self) -> None:
-        self.is_cut = self.idle
+        self.is_cut = self.standing is Standing.IDLE
 
 
 def arrive(connections: Connections, *, own: bool = False, now: float = 0.0, works: bool = False) -> Client | None:
@@ -40,13 +47,13 @@ def arrive(connections: Connections, *, own: bool = False, now: float = 0.0, wor
     if place is None:
         return None
     client = Client()
-    client.idle, client.busy = not works, works
+    client.standing = Standing.BUSY if works else Standing.IDLE
     connections.joined(client, place)
     return client
 
 
 def rest(connections: Connections, client: Client, *, idle: bool) -> None:
-    client.idle, client.busy = idle, False
+    client.standing = Standing.IDLE if idle else Standing.BEGUN
     connections.changed(client)
 
 
@@ -147,15 +154,15 @@ def test_there_are_never_more_than_there_may_be(steps: list[tuple[str, int]]) ->
             here += [came] if came else []
         elif here:
             client = here[number % len(here)]
-            client.idle, client.busy = step == "rest", step == "work"
+            client.standing = {"rest": Standing.IDLE, "work": Standing.BUSY}.get(step, Standing.BEGUN)
             connections.changed(client)
             if step == "leave":
                 connections.left(client)
                 here.remove(client)
         here = [client for client in here if not client.is_cut]
         assert len(connections) == len(here) <= BOUND + RESERVE
-        assert set(connections._idle) == {client for client in here if client.idle}
-        assert connections._busy == {client for client in here if client.busy}
+        assert set(connections._idle) == {client for client in here if client.standing is Standing.IDLE}
+        assert connections._busy == sum(client.standing is Standing.BUSY for client in here)
 
 
 # -- open files --------------------------------------------------------------------------------------------------------

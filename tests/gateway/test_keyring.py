@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
@@ -85,7 +85,11 @@ class Ring:
 
     def __init__(self, *, required: bool = True) -> None:
         self.store = FakeStore()
-        self.keyring = Keyring(self.store, required=required, random=Counter(), today=lambda: AT)
+        self.keyring = Keyring(self.store, required=required, random=Counter(), today=self._today)
+        self._began = trio.current_time()
+
+    def _today(self) -> datetime:
+        return AT + timedelta(seconds=round(trio.current_time() - self._began))
 
     async def make(self, limits: Limits = Limits(), *, priority: int = 0, models: bool = False) -> str:  # noqa: B008
         secret, _ = await self.keyring.create("somebody", limits, priority=priority, models=models)
@@ -332,13 +336,15 @@ async def test_when_a_key_was_last_used_is_written_now_and_then_and_at_the_end(m
         assert ring.store.writes == 0, "nobody was there"
         for _ in range(50):
             assert ring.refusal(one) is None
-        assert ring.keyring.row("k1")["last_used_at"] == "2026-01-02T03:04:05+00:00"
+        used_at = AT + timedelta(seconds=module.USED_EVERY_S)
+        assert ring.keyring.row("k1")["last_used_at"] == "2026-01-02T03:05:05+00:00"
         assert ring.store.moments == []
         await written(ring, mock_clock, 1)
-        assert ring.store.moments == [{"k1": AT}]
+        assert ring.store.moments == [{"k1": used_at}], "when it was used, not when it was written"
+        assert ring.keyring.row("k1")["last_used_at"] == "2026-01-02T03:05:05+00:00"
         assert ring.refusal(other) is None
         nursery.cancel_scope.cancel()
-    assert ring.store.moments == [{"k1": AT}, {"k2": AT}]
+    assert ring.store.moments == [{"k1": used_at}, {"k2": used_at + timedelta(seconds=module.USED_EVERY_S)}]
 
 
 async def test_what_could_not_be_written_is_written_later(

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.connections import Connections, Place
+from gateway.connections import Connections, Place, Standing
 from gateway.framing import PREFACE
 from gateway.head import HEAD_BYTES
 from gateway.stream import HEAD_TIMEOUT_S, KEEP_ALIVE_S, LINGER_S, RESERVE_TIMEOUT_S, GuardedStream
@@ -128,7 +128,7 @@ async def test_of_what_comes_ahead_only_so_much_is_taken(line: Line) -> None:
 async def test_http_2_passes(line: Line) -> None:
     line.client.send(PREFACE + b"\n\n")
     assert await line.next() == PREFACE + b"\n\n"
-    assert line.stream.idle
+    assert line.stream.standing is Standing.IDLE
 
 
 @pytest.mark.parametrize(
@@ -341,11 +341,11 @@ async def test_a_slow_body_is_for_its_reader_to_judge(line: Line, autojump_clock
 
 
 async def test_from_a_requests_first_byte_to_its_answers_last_a_connection_is_not_idle(line: Line) -> None:
-    seen = [(line.stream.idle, line.stream.busy)]
+    seen = [line.stream.standing]
 
     async def see() -> None:
         await wait_all_tasks_blocked()
-        seen.append((line.stream.idle, line.stream.busy))
+        seen.append(line.stream.standing)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line.next)
@@ -364,10 +364,11 @@ async def test_from_a_requests_first_byte_to_its_answers_last_a_connection_is_no
     while line.take():
         await wait_all_tasks_blocked()
     await see()
-    assert seen == [(True, False), (False, False), (False, False), (False, True), (False, True), (True, False)]
+    idle, begun, busy = Standing
+    assert seen == [idle, begun, begun, busy, busy, idle]
     line.stream.cut()
     await see()
-    assert seen[-1] == (False, False)
+    assert seen[-1] is begun
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
