@@ -116,7 +116,7 @@ class Exchange:
                 request.worker_id = lease.worker_id
                 self.metrics.leased(request.waited_s)
                 try:
-                    with self.noted(request, lease.worker_id):
+                    with self.noted(request, lease.worker_id, ticket.granted_at):
                         await self._relay_lease(request, lease, tries, body, reply)
                     return
                 except (ConnectFailed, WorkerLost, WorkerRefused, LoadFailed, RunnerDied, FirstByteTimeout,
@@ -156,9 +156,9 @@ class Exchange:
         self._lethal.ended_a_worker(model, trio.current_time())
         log.warning("worker lost while it loaded a model", worker=worker.id, model=model)
 
-    def noted(self, request: Request, worker_id: str) -> Noted:
-        """Note one try at a worker, from the moment that it is given the request to its end, however that comes."""
-        return Noted(request, worker_id, self._notes, None if worker_id == PRIMARY else self.metrics)
+    def noted(self, request: Request, worker_id: str, now: float) -> Noted:
+        """Note one try at a worker, from `now`, when it is given the request, to its end, however that comes."""
+        return Noted(request, worker_id, now, self._notes, None if worker_id == PRIMARY else self.metrics)
 
     def tell_silence(self, worker: WorkerSlots, fault: Fault) -> None:
         """Tell the watch of a request that got no byte of this life of a worker; other faults are none of its news."""
@@ -182,7 +182,6 @@ class Exchange:
     async def _relay_lease(self, request: Request, lease: Lease, tries: Tries, body: bytes, reply: Reply) -> None:
         framing: Headers = [(b"content-length", str(len(body)).encode())]
         headers = request_headers(request.headers, port=lease.port, request_id=request.id, framing=framing)
-        request.asked = trio.current_time()
         async with self.upstream.exchange(lease.port, request.method, request.target, headers, body) as answer:
             if answer.status in (502, 503, 504) and tries.after_refusal(others=self._elsewhere(tries, lease)):
                 raise WorkerRefused(f"{lease.worker_id} answered {answer.status}")
@@ -224,7 +223,7 @@ class Exchange:
         request.attempts += 1
         request.worker_id = PRIMARY
         try:
-            with self.noted(request, PRIMARY):
+            with self.noted(request, PRIMARY, trio.current_time()):
                 async with self.upstream.exchange(port, request.method, request.target, headers, body) as answer:
                     first, tried = await answer.read(), request.phases.tries[-1]
                     tried.status, tried.sent_at = answer.status, answer.sent_at
@@ -244,7 +243,7 @@ class Exchange:
         """
         await reply.start(answer.status, [*response_headers(answer.headers), *own_headers(request)])
         spent = request.spent if lease is not None else _nothing_spent
-        relayed = Relayed(lease.worker if lease is not None else None, request.asked)
+        relayed = Relayed(lease.worker if lease is not None else None, request.phases.tries[-1].began_at)
         try:
             await _pass_on(answer, chunk, now, reply, relayed)
             request.phases.tries[-1].last_byte_at = relayed.last_at or now

@@ -184,7 +184,7 @@ class Fleetwide:
         try:
             if body is None:
                 return await self._whole(worker, method, target, headers, None, None)
-            with self._exchange.noted(request, worker.id) as tried:
+            with self._exchange.noted(request, worker.id, trio.current_time()) as tried:
                 return await self._whole(worker, method, target, headers, body, tried)
         except (ConnectFailed, WorkerLost, FirstByteTimeout, Stalled) as fault:
             if body is not None:  # a load; /api/ps has no need of the runner, and its silence shows in probes

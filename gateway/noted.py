@@ -15,12 +15,14 @@ class Noted:
 
     __slots__ = ("_metrics", "_notes", "_request", "_tried")
 
-    def __init__(self, request: Request, worker_id: str, notes: WorkerNotes, metrics: Metrics | None) -> None:
-        """`metrics`: where the try is counted; None for the primary's, which are none."""
+    def __init__(
+        self, request: Request, worker_id: str, now: float, notes: WorkerNotes, metrics: Metrics | None
+    ) -> None:
+        """`now` is trio's clock; `metrics`: where the try is counted, None for the primary's, which are none."""
         self._request = request
         self._notes = notes
         self._metrics = metrics
-        self._tried = Try(worker_id, trio.current_time())
+        self._tried = Try(worker_id, now)
 
     def __enter__(self) -> Try:
         phases = self._request.phases

@@ -71,7 +71,6 @@ class Request(msgspec.Struct):
     arrived: float = msgspec.field(default_factory=trio.current_time)
     unloads: bool = False  # its model is unloaded when it has been answered
     dropped_options: str = ""  # names of those that LOAD_OPTIONS=pin took out
-    asked: float = 0.0  # when the present attempt began (trio's clock)
     phases: Phases = msgspec.field(default_factory=Phases)
     trace: tuple[TraceParent, TraceParent | None] | None = None  # its own span and its parent's; None: not traced
     # The first value of each header, as it came; made of them if not given.

@@ -123,13 +123,15 @@ class Upstream:
         cannot be sent twice, so it gets a new connection at once.
         """
         head = head_of_request(method, target, headers)
-        pooled = self._take(port) if body is None or isinstance(body, bytes) else None
+        now = trio.current_time()
+        pooled = self._take(port, now) if body is None or isinstance(body, bytes) else None
         if pooled:
             try:
-                return await self._ask_on(pooled, method, head, headers, body)
+                return await self._ask_on(pooled, now, method, head, headers, body)
             except WorkerLost:
                 pass  # tried once more, below
-        return await self._ask_on(await connect(port, self._patience, self._readiness), method, head, headers, body)
+        link = await connect(port, self._patience, self._readiness)
+        return await self._ask_on(link, trio.current_time(), method, head, headers, body)
 
     def end(self, answer: Answer) -> None:
         """Be done with an answer, whole or not."""
@@ -140,11 +142,11 @@ class Upstream:
             link.close()
         response.release()
 
-    async def _ask_on(self, link: Link, method: str, head: bytes, headers: Headers, body: Body) -> Answer:
+    async def _ask_on(self, link: Link, now: float, method: str, head: bytes, headers: Headers, body: Body) -> Answer:
         response = Response(method)
         self._patience.join(link)
         try:
-            due = trio.current_time() + self._first_byte_timeout_s
+            due = now + self._first_byte_timeout_s
             if body is None or isinstance(body, bytes):
                 await _send_whole(link, head, body or b"", due)
             else:
@@ -179,9 +181,8 @@ class Upstream:
                 pass  # a server may refuse a body before its end, and say why: the answer is what counts
         return trio.current_time() + self._first_byte_timeout_s
 
-    def _take(self, port: int) -> Link | None:
+    def _take(self, port: int, now: float) -> Link | None:
         idle = self._idle.get(port, [])
-        now = trio.current_time()
         while idle:
             link = idle.pop()  # the one used last is the one most likely alive
             if link.reusable(now):

@@ -31,7 +31,7 @@ def a_request() -> Request:
 
 async def test_a_try_is_told_of_from_its_beginning_to_its_end(autojump_clock: MockClock) -> None:
     request, notes, metrics = a_request(), Notes(), Metrics()
-    with Noted(request, "w1", notes, metrics) as tried:
+    with Noted(request, "w1", trio.current_time(), notes, metrics) as tried:
         assert notes.told == [("w1", "req-1", "m")]
         tried.status = 200
         await trio.sleep(2)
@@ -42,7 +42,7 @@ async def test_a_try_is_told_of_from_its_beginning_to_its_end(autojump_clock: Mo
 
 async def test_a_try_that_fails_says_how_and_the_fault_goes_on(autojump_clock: MockClock) -> None:
     request, notes = a_request(), Notes()
-    with pytest.raises(WorkerLost), Noted(request, "primary", notes, None):
+    with pytest.raises(WorkerLost), Noted(request, "primary", trio.current_time(), notes, None):
         raise WorkerLost("gone")
     assert notes.told[1:] == [("primary", "req-1", 0, "lost", 0.0)]
 
