@@ -7,11 +7,12 @@ The line is written here rather than by structlog, in the same form as its lines
 microseconds, and nobody's pen may hold up the loop (docs/performance.md has both).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import asdict
 
 from gateway.phases import Phases, clean
 from gateway.stamps import utc_us_text
@@ -21,12 +22,35 @@ MODEL_CHARACTERS = 120
 CLIENT_CHARACTERS = 120
 
 Which = Literal["on", "errors", "off"]
-Fields = Mapping[str, str | int | float | None]
 
 # A client that left is no error of anybody's here; neither is what went well.
 _NO_ERRORS: Final = ("ok", "client_left")
 
 _encoder = msgspec.json.Encoder()
+
+
+class Fields(msgspec.Struct):
+    """What is told of a request, in the order in which it is told. Times in whole milliseconds since it arrived, but
+    `queue_ms`, which it spent waiting for a slot. None: it never came to that, or nobody knows.
+    """
+
+    request: str
+    client: str
+    method: str
+    path: str
+    model: str | None
+    status: int
+    outcome: str
+    worker: str | None
+    attempts: int
+    read_ms: int | None
+    queue_ms: int
+    first_byte_ms: int | None
+    total_ms: int | None
+    bytes_in: int
+    bytes_out: int
+    prompt_tokens: int | None
+    answer_tokens: int | None
 
 
 def wanted(which: Which, outcome: str) -> bool:
@@ -38,32 +62,29 @@ def fields_of(
     *, request_id: str, client: str, method: str, path: str, worker_id: str | None, attempts: int,
     arrived_at: float, waited_s: float, phases: Phases,
 ) -> Fields:  # fmt: skip
-    """Return what is told of a request that has ended. Times in whole milliseconds since it arrived, but `queue_ms`.
-
-    None: it never came to that, or nobody knows.
-    """
+    """Return what is told of a request that has ended."""
     ended_at = phases.ended_at if phases.ended_at is not None else arrived_at
     if not phases.tries and phases.queued_at is not None:  # it never got a slot
         waited_s = ended_at - phases.queued_at
-    return {
-        "request": request_id,
-        "client": clean(client, CLIENT_CHARACTERS),
-        "method": clean(method, 20),
-        "path": clean(path, PATH_CHARACTERS),
-        "model": None if phases.model is None else clean(phases.model, MODEL_CHARACTERS),
-        "status": phases.status,
-        "outcome": phases.outcome,
-        "worker": worker_id,
-        "attempts": attempts,
-        "read_ms": _ms(phases.read_at, arrived_at),
-        "queue_ms": round(waited_s * 1000),
-        "first_byte_ms": _ms(phases.answered_at, arrived_at),
-        "total_ms": _ms(ended_at, arrived_at),
-        "bytes_in": phases.bytes_in,
-        "bytes_out": phases.bytes_out,
-        "prompt_tokens": phases.prompt_tokens,
-        "answer_tokens": phases.answer_tokens,
-    }
+    return Fields(
+        request_id,
+        clean(client, CLIENT_CHARACTERS),
+        clean(method, 20),
+        clean(path, PATH_CHARACTERS),
+        None if phases.model is None else clean(phases.model, MODEL_CHARACTERS),
+        phases.status,
+        phases.outcome,
+        worker_id,
+        attempts,
+        _ms(phases.read_at, arrived_at),
+        round(waited_s * 1000),
+        _ms(phases.answered_at, arrived_at),
+        _ms(ended_at, arrived_at),
+        phases.bytes_in,
+        phases.bytes_out,
+        phases.prompt_tokens,
+        phases.answer_tokens,
+    )
 
 
 def _ms(at: float | None, since: float) -> int | None:
@@ -72,22 +93,16 @@ def _ms(at: float | None, since: float) -> int | None:
 
 def json_line(fields: Fields, at_s: float) -> str:
     """Return the line as the other lines of a JSON log are; `at_s` is the clock on the wall, seconds since 1970."""
-    line = {
-        **fields,
-        "event": "request",
-        "logger": "access",
-        "level": "info",
-        "timestamp": utc_us_text(int(at_s * 1_000_000)),
-    }
-    return _encoder.encode(line).decode()
+    told, at = _encoder.encode(fields).decode(), utc_us_text(int(at_s * 1_000_000))
+    return f'{told[:-1]},"event":"request","logger":"access","level":"info","timestamp":"{at}"}}'
 
 
 def sentence(fields: Fields) -> str:
     """Return what became of a request, in one line for people; printable ASCII is all it can be."""
-    worker, model = fields["worker"], fields["model"]
+    worker, model = fields.worker, fields.model
     whom = "".join((f", worker {worker}" if worker else "", f", model {model}" if model else ""))
-    became = f"{fields['status'] or 'no answer'} {fields['outcome']} after {fields['total_ms']} ms"
-    return f"{fields['method']} {fields['path']}: {became} (request {fields['request']}{whom})"
+    became = f"{fields.status or 'no answer'} {fields.outcome} after {fields.total_ms} ms"
+    return f"{fields.method} {fields.path}: {became} (request {fields.request}{whom})"
 
 
 def local_line(fields: Fields, at_s: float) -> str:
@@ -97,7 +112,7 @@ def local_line(fields: Fields, at_s: float) -> str:
 
 def console_line(fields: Fields, at: datetime) -> str:
     """Return the line as the other lines on a terminal are, without what is None."""
-    told = " ".join(f"{key}={_word(value)}" for key, value in fields.items() if value is not None)
+    told = " ".join(f"{key}={_word(value)}" for key, value in asdict(fields).items() if value is not None)
     return f"{at:%H:%M:%S} [info     ] {'request':<28} [access] {told}"
 
 

@@ -79,14 +79,20 @@ class Affinity:
 
     def given(self, life: Life, model: str | None, slots: int, prefix: Prefix) -> Kept:
         """A prompt goes to a worker. It takes the slot whose cache it continues, else the one used longest ago."""
-        mine = self._by_life.get(life, {}).get(model, {})
-        replaced = self._continued(prefix.chain, mine)
+        by_model = self._by_life.get(life)
+        if by_model is None:
+            by_model = self._by_life[life] = {}
+        mine = by_model.get(model)
+        if mine is None:
+            mine = by_model[model] = {}
+        replaced = self._continued(prefix.chain, mine) if prefix.chain else None
         if replaced is None and len(mine) >= slots:
             replaced = next((one for one in mine if not one.busy), None)
         if replaced is not None:
-            self._drop(replaced)
+            del mine[replaced]
+            self._forget_where(replaced)
         new = Kept(life, model, prefix.chain)
-        self._by_life.setdefault(life, {}).setdefault(model, {})[new] = None
+        mine[new] = None
         for number in new.chain:
             self._where.setdefault(number, set()).add(new)
         return new

@@ -317,11 +317,10 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
         """Return the workers with a slot that a ticket may have now."""
-        model, tried = ticket.model, ticket.excluded
-        free = [worker for worker in self._workers.values() if worker.free]
+        model, tried, workers = ticket.model, ticket.excluded, self._workers.values()
         # while one of them is well, nobody is given a slot of one that is passed over
-        well = [worker for worker in free if not worker.shuns(model) and worker.life not in tried]
-        return well or [worker for worker in free if self._may_use(worker, ticket)]
+        well = [worker for worker in workers if worker.free and not worker.shuns(model) and worker.life not in tried]
+        return well or [worker for worker in workers if worker.free and self._may_use(worker, ticket)]
 
     def _give(self, ticket: Ticket, worker: WorkerSlots) -> None:
         kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)

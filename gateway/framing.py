@@ -58,6 +58,8 @@ class Framing:
         if self.at is At.BODY and len(data) < self._left:  # then nothing is ahead
             self._left -= len(data)
             return data
+        if self.at is At.HEAD and not self._rest and self._comes_whole(data):
+            return data
         self._rest += data
         handed_on = self._head() if self.at is At.HEAD else b""
         return handed_on + self._body() if self.at is At.BODY else handed_on
@@ -66,6 +68,20 @@ class Framing:
         """The answer is complete: what comes next, or has come ahead, is the next request."""
         if self.at is At.ANSWER:
             self.at = At.HEAD
+
+    def _comes_whole(self, data: bytes) -> bool:
+        """Take what is exactly one request, as nearly all are, and handed on as it came; else say that it is not."""
+        if self._first or self._blank or not _FIRST_BYTE.match(data):
+            return False
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        _check_lines(data, 0, end)
+        head = understand(data[:end])
+        if not head.plain or head.chunked or head.length != len(data) - end - 4:
+            return False
+        self.head, self.at = head, At.ANSWER
+        return True
 
     def _head(self) -> bytes:
         rest = self._rest
@@ -113,7 +129,7 @@ class Framing:
         return handed_on
 
 
-def _check_lines(rest: bytearray, searched: int, end: int) -> None:
+def _check_lines(rest: bytes | bytearray, searched: int, end: int) -> None:
     """Refuse at once what no further byte can mend; `end` of the head is -1 while it is not there."""
     stop = len(rest) if end < 0 else end
     # counting is quicker than searching, and nearly every head comes in one piece

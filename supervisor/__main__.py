@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import structlog
 import trio
+from msgspec.structs import asdict
 
 from gateway.access import AccessLog, Fields, Which, json_line, local_line, sentence
 from gateway.admission import Admission
@@ -336,7 +337,7 @@ def _access_log(settings: Settings, writer: LineWriter[None]) -> AccessLog | Non
 
 def _journal_entry(fields: Fields, _at_s: float) -> str:
     """Return a request's line as an entry of the journal, which has its own clock."""
-    return journal.entry("info", sentence(fields), {**fields, "event": "request", "logger": "access"})
+    return journal.entry("info", sentence(fields), {**asdict(fields), "event": "request", "logger": "access"})
 
 
 def _own_log(settings: Settings) -> Callable[[None, Sequence[str]], None]:

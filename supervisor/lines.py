@@ -6,6 +6,7 @@ What cannot be kept is dropped and counted, and the count is told.
 
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -35,7 +36,7 @@ class LineWriter(Generic[Place]):
         self._name = name
         self._write_lines = write
         self._most_lines = most_lines
-        self._waiting: dict[Place, list[str]] = {}
+        self._waiting: defaultdict[Place, list[str]] = defaultdict(list)
         self._count = 0
         self._some = trio.Event()
         self._one_at_a_time = threading.Lock()
@@ -47,7 +48,7 @@ class LineWriter(Generic[Place]):
             self.dropped += 1
             return
         self._count += 1
-        self._waiting.setdefault(place, []).append(line)
+        self._waiting[place].append(line)
         if self._count == 1:
             self._some.set()
 
@@ -70,7 +71,7 @@ class LineWriter(Generic[Place]):
                 await self._flush()
 
     async def _flush(self) -> None:
-        batch, self._waiting, self._count = self._waiting, {}, 0
+        batch, self._waiting, self._count = self._waiting, defaultdict(list), 0
         self._some = trio.Event()
         if batch:
             # left alone when it is stuck: nobody waits for a disk

@@ -49,7 +49,7 @@ def test_on_a_terminal_it_is_text_in_the_time_of_the_place() -> None:
 def test_what_never_came_is_null_in_json_and_left_out_for_people() -> None:
     refused = Phases(read_at=100.0, queued_at=100.0, ended_at=130.0, status=503, outcome="refused")
     fields = told(refused, worker_id=None, attempts=1, waited_s=0.0)
-    assert (fields["queue_ms"], fields["worker"], fields["first_byte_ms"]) == (30000, None, None)
+    assert (fields.queue_ms, fields.worker, fields.first_byte_ms) == (30000, None, None)
     assert "worker=" not in console_line(fields, AT)
 
 

@@ -36,6 +36,17 @@ def test_the_next_request_waits_for_the_answer(request_: bytes) -> None:
     assert (framing.at, framing.ahead) == (At.HEAD, 0)
 
 
+@pytest.mark.parametrize("request_", [GET, POST])
+def test_a_request_that_comes_whole_is_handed_on_as_if_it_came_in_pieces(request_: bytes) -> None:
+    whole, pieces = Framing(), Framing()
+    for framing in (whole, pieces):  # a connection's first request may be another protocol's beginning
+        framing.feed(GET)
+        framing.answered()
+    assert whole.feed(request_) == request_
+    assert b"".join(pieces.feed(request_[at : at + 1]) for at in range(len(request_))) == request_
+    assert (whole.at, whole.ahead, whole.head) == (pieces.at, pieces.ahead, pieces.head) == (At.ANSWER, 0, whole.head)
+
+
 def test_a_head_is_handed_on_whole_and_its_body_as_it_comes() -> None:
     framing = Framing()
     assert framing.feed(POST[:10]) == b""
