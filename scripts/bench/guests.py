@@ -87,7 +87,11 @@ class LiteLlm:
         file.write_text(self.config(workers, slots))
         argv = [str(program(LITELLM, "litellm")), "--config", str(file), "--host", "127.0.0.1", "--port", str(port),
                 "--num_workers", "1", "--telemetry", "False"]  # fmt: skip
-        env = {"HOME": str(folder), "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        env = {
+            "HOME": str(folder), "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            # it is asked on loopback only, and without a key, as its peers but Chimera are
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }  # fmt: skip
         with process(argv, port, folder / "litellm.log", "/health/liveliness", **env) as pid:
             yield Running(self.name, (f"http://127.0.0.1:{port}",), with_children(pid), tuple(workers),
                           path="/v1/chat/completions")  # fmt: skip
