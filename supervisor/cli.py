@@ -220,7 +220,7 @@ def _verb(name: str, text: str) -> None:
     @click.pass_obj
     @command
     def order(env_file: Path, worker_id: str) -> None:
-        row = _post(settings_from(env_file, os.environ), f"/admin/instances/{worker_id}/{name}", None)
+        row = _post(settings_from(env_file, os.environ), f"/admin/instances/{quote(worker_id, safe='')}/{name}", None)
         click.echo(f"{row['id']}  {row['state']}")
 
 
@@ -238,7 +238,8 @@ _verb("restart", "Drain a worker and start it again.")
 @command
 def logs_(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
     """Print the log of a worker, or of the primary."""
-    _stream(env_file, f"/admin/instances/{worker_id}/logs?n={count}&follow={int(follow)}", click.echo)
+    path = f"/admin/instances/{quote(worker_id, safe='')}/logs?n={count}&follow={int(follow)}"
+    _stream(env_file, path, click.echo)
 
 
 @main.command()

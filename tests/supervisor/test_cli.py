@@ -347,6 +347,14 @@ def test_logs_are_printed(asks: Chimera, gateway: Gateway) -> None:
     assert asks("logs", "w1", "-f").stdout == "one\n"
 
 
+def test_what_no_worker_is_called_is_no_other_path(asks: Chimera, gateway: Gateway) -> None:
+    asks("logs", "w1#")
+    asks("drain", "w1?")
+    assert [path for _, path, _ in gateway.asked] == [
+        "/admin/instances/w1%23/logs?n=200&follow=0", "/admin/instances/w1%3F/drain",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [["logs", "w9"], ["drain", "w9"]])
 def test_a_refusal_is_the_gateways_own_sentence(asks: Chimera, gateway: Gateway, words: list[str]) -> None:
     sentence = {"error": "there is no worker 'w9'; workers here: w1"}
