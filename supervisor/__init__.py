@@ -1,12 +1,19 @@
 """The supervisor: launches one `ollama serve` per wanted worker, watches it, heals it, and says what it did.
 
-The map. `cli` is the `chimera` command, `config` the settings (`domains` reads host names in them), `__main__` the root
-that wires everything and the only file that knows the gateway.
+The map. `__main__` is the root: it says in which order everything goes up and down. What it is told before that, and
+refuses, is in `root_refusals`; what each setting is to the gateway in `root_gateway`: these three know both packages,
+nobody else does. `supervision` wires the supervisor's own parts, each task `alongside` the others.
+
+Settings: `config` has them, typed. `config_values` reads the text of one (`domains` the host names in it), `config_load`
+brings them together with all faults, `config_text` writes them down again; `env_file` is where commands get them from.
+
+Commands: `cli` is `chimera` itself, `cli_fleet` what shows and orders a running one, `cli_keys` its keys; both ask it by
+`admin_client`. `cli_faults` is how each tells what is wrong. `background` starts one that outlives its terminal.
 
 Workers: `fleet` has the wanted fleet and one task per worker; `worker` is that task, `standing` what is known of a
 worker and wanted of it, `lifecycle` its table of states, `restart` its back-off and the fleet's restart budget.
 `watch` looks after one process by the ladder of `health`; `trouble` tells people what is wrong, in the form of `words`.
-`house` is what all workers share. `command` is what is run, `process` starts, watches and ends a process group,
+`house` is what all workers share, but for the `primary`, which is nobody's to lease. `command` is what is run, `process` starts, watches and ends a process group,
 `cgroup` gives each worker its own where systemd lets us; `sweep` ends what a former run left, `strays` what holds a
 GPU though nobody has it.
 

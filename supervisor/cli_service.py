@@ -2,92 +2,77 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 import click
 
 from supervisor.activation import addresses_of
-from supervisor.config import Settings, state_dir_of
+from supervisor.cli_faults import faults_told
+from supervisor.config import Settings
+from supervisor.config_load import state_dir_of
+from supervisor.env_file import read_dotenv, servable_settings
 from supervisor.errors import BadConfiguration, StartRefused
 from supervisor.locate import locate_ollama
 from supervisor.lock import holder
 from supervisor.reload import ask_for_reload, outcome_directory
 from supervisor.unit_files import SYSTEM_UNITS, drop_ins
 
-ReadSettings = Callable[[Path, Mapping[str, str]], Settings]
-DatabaseFor = Callable[[Settings], str]
-ReadFile = Callable[[Path], tuple[dict[str, str | None], tuple[str, ...]]]
+
+@click.command()
+@click.pass_obj
+@faults_told()
+def reload(env_file: Path) -> None:
+    """Let changed settings count: those that can at once, others by restarting worker after worker."""
+    written, _ = read_dotenv(env_file)
+    state_dir = state_dir_of(os.environ, written)
+    # systemd tells ExecReload= whom it means
+    main_pid = os.environ.get("MAINPID", "")
+    pid = int(main_pid) if main_pid.isdecimal() else holder(state_dir)
+    if pid is None:
+        raise StartRefused("chimera is not running")
+    outcome = ask_for_reload(pid, outcome_directory(os.environ, state_dir))
+    if outcome.faults:
+        raise BadConfiguration(outcome.faults)
+    for line in outcome.lines:
+        click.echo(line)
 
 
-class FaultsTold(Protocol):
-    """Turns errors of a block into one line each and the right exit status."""
+@click.command("upgrade-check")
+@click.pass_obj
+@faults_told()
+def upgrade_check(env_file: Path) -> None:
+    """Say whether this version accepts the present configuration and the database; nothing is changed."""
+    settings = servable_settings(env_file, os.environ)
+    ollama = locate_ollama(settings, os.environ)
+    from supervisor.root_refusals import database_for  # it takes a while to import
 
-    def __call__(self) -> AbstractContextManager[None]:
-        """Return the block's context."""
-        ...
+    database = database_for(settings)
+    click.echo(f"chimera {version('chimera')} accepts {env_file}; it would run {ollama.path}; {database}")
 
 
-def service_commands(
-    settings_from: ReadSettings, read_file: ReadFile, faults_told: FaultsTold, database_for: DatabaseFor
-) -> list[click.Command]:
-    """Return the commands; the arguments are the command line's own ways of reading settings and telling faults.
+@click.command()
+@click.option("--write", is_flag=True, help="Write them and let systemd read them; as root.")
+@click.option("--into", type=click.Path(path_type=Path), default=SYSTEM_UNITS, show_default=True)
+@click.pass_obj
+@faults_told()
+def units(env_file: Path, write: bool, into: Path) -> None:
+    """Show what of systemd's units follows from the settings: where the socket listens, what may be written."""
+    settings = servable_settings(env_file, os.environ)
+    made = drop_ins(settings, _addresses(settings))
+    if not write:
+        for name, text in made.items():
+            click.echo(f"# {into / name}\n{text}")
+        return
+    changed = [name for name, text in made.items() if _written(into / name, text)]
+    if changed and into == SYSTEM_UNITS:
+        _daemon_reload()
+    click.echo(f"written: {', '.join(changed)}" if changed else "nothing has changed")
+    if any(name.startswith("chimera.socket") for name in changed):
+        click.echo("to listen there: systemctl stop chimera && systemctl start chimera")
 
-    `database_for` says in words how the database stands for this version, or raises StartRefused.
-    """
 
-    @click.command()
-    @click.pass_obj
-    def reload(env_file: Path) -> None:
-        """Let changed settings count: those that can at once, others by restarting worker after worker."""
-        with faults_told():
-            written, _ = read_file(env_file)
-            state_dir = state_dir_of(os.environ, written)
-            # systemd tells ExecReload= whom it means
-            main_pid = os.environ.get("MAINPID", "")
-            pid = int(main_pid) if main_pid.isdecimal() else holder(state_dir)
-            if pid is None:
-                raise StartRefused("chimera is not running")
-            outcome = ask_for_reload(pid, outcome_directory(os.environ, state_dir))
-            if outcome.faults:
-                raise BadConfiguration(outcome.faults)
-            for line in outcome.lines:
-                click.echo(line)
-
-    @click.command("upgrade-check")
-    @click.pass_obj
-    def upgrade_check(env_file: Path) -> None:
-        """Say whether this version accepts the present configuration and the database; nothing is changed."""
-        with faults_told():
-            settings = settings_from(env_file, os.environ)
-            ollama = locate_ollama(settings, os.environ)
-            database = database_for(settings)
-            click.echo(f"chimera {version('chimera')} accepts {env_file}; it would run {ollama.path}; {database}")
-
-    @click.command()
-    @click.option("--write", is_flag=True, help="Write them and let systemd read them; as root.")
-    @click.option("--into", type=click.Path(path_type=Path), default=SYSTEM_UNITS, show_default=True)
-    @click.pass_obj
-    def units(env_file: Path, write: bool, into: Path) -> None:
-        """Show what of systemd's units follows from the settings: where the socket listens, what may be written."""
-        with faults_told():
-            settings = settings_from(env_file, os.environ)
-            made = drop_ins(settings, _addresses(settings))
-            if not write:
-                for name, text in made.items():
-                    click.echo(f"# {into / name}\n{text}")
-                return
-            changed = [name for name, text in made.items() if _written(into / name, text)]
-            if changed and into == SYSTEM_UNITS:
-                _daemon_reload()
-            click.echo(f"written: {', '.join(changed)}" if changed else "nothing has changed")
-            if any(name.startswith("chimera.socket") for name in changed):
-                click.echo("to listen there: systemctl stop chimera && systemctl start chimera")
-
-    return [reload, upgrade_check, units]
+COMMANDS: tuple[click.Command, ...] = (reload, upgrade_check, units)
 
 
 def _addresses(settings: Settings) -> list[tuple[str, int]]:

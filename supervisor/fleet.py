@@ -8,7 +8,8 @@ import structlog
 import trio
 
 from supervisor.change import Seat, refit
-from supervisor.config import MOST_WORKERS, WORKER_PORTS
+from supervisor.config import WORKER_PORTS
+from supervisor.config_values import MOST_WORKERS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import State

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from supervisor.config import MOST_SLOTS, MOST_WORKERS
+from supervisor.config import MOST_SLOTS
+from supervisor.config_values import MOST_WORKERS
 from supervisor.events import EventLog
 from supervisor.house import WorkerSpec
 from supervisor.state_file import StateFile

@@ -20,7 +20,7 @@ from supervisor.lifecycle import Event, State, after
 from supervisor.notes import MARK
 from supervisor.oom import OomMark, killed, mark
 from supervisor.placement import CPU
-from supervisor.probe import PortBook, owns_port, port_holder
+from supervisor.probe import owns_port
 from supervisor.process import ExitStatus, WorkerProcess, last_lines, running
 from supervisor.restart import BackOff
 from supervisor.standing import SERVING, Goal, LastExit, Standing, Wish
@@ -332,18 +332,3 @@ async def _unless_cancelled() -> None:
     The dispatcher has been told then that the worker is lost, and the task is cancelled; only a checkpoint says so.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
-
-
-class OnePort(PortBook):
-    """The primary's port: the one of OLLAMA_PORT or none, since users' own tools may know it."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(port, 1)
-
-    def take(self, preferred: int | None) -> int:
-        """Return the port. Raises StartFailed that says who holds it."""
-        try:
-            return super().take(preferred)
-        except StartFailed:
-            port = self._ports[0]
-            raise StartFailed(f"port {port} (OLLAMA_PORT) is held by {port_holder(port)}") from None

@@ -9,8 +9,10 @@ import trio
 
 from supervisor.ask import Asker
 from supervisor.cgroup import oom_kills_in, own_cgroup
-from supervisor.cli import read_dotenv
-from supervisor.config import SECRETS, effective, load_settings
+from supervisor.config import SECRETS
+from supervisor.config_load import load_settings
+from supervisor.config_text import effective
+from supervisor.env_file import read_dotenv
 from supervisor.errors import BadConfiguration
 from supervisor.events import EventLog
 from supervisor.health import computes_on_cpu

@@ -3,7 +3,7 @@
     python launcher.py run      with GPU_EVENTS naming the file
 
 A line `UUID XID` that is appended to the file is published like an event of NVML's. A real GPU reports an Xid only when
-it breaks; Chimera itself has no such door, so it is opened from outside, where its root asks for the events.
+it breaks; Chimera itself has no such door, so it is opened from outside, where the events are asked for.
 """
 
 import os
@@ -19,7 +19,7 @@ import trio
 # Run as a file, Python looks for modules only beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import supervisor.__main__ as root
+from supervisor import supervision
 from supervisor.cli import main
 from supervisor.gpu_events import GpuEvent, watch_events
 
@@ -65,5 +65,5 @@ async def watch_both(
 
 
 if __name__ == "__main__":
-    vars(root)["watch_events"] = partial(watch_both, path=trio.Path(os.environ[FILE]))
+    vars(supervision)["watch_events"] = partial(watch_both, path=trio.Path(os.environ[FILE]))
     main()

@@ -12,7 +12,8 @@ import psutil
 import trio
 
 from supervisor.command import mark_of
-from supervisor.config import WORKER_PORTS, Settings, load_settings
+from supervisor.config import WORKER_PORTS, Settings
+from supervisor.config_load import load_settings
 from supervisor.events import EventLog
 from supervisor.gpu import GpuReading
 from supervisor.house import House, WorkerSpec

@@ -8,7 +8,7 @@ from gateway.admin_keys import MOST, NAME_CHARACTERS, KeyAsk
 from gateway.keys import MOST_PRIORITY
 from gateway.openapi_admin import OWN_PATHS, admin, answers, query
 from gateway.openapi_schemas import SCHEMAS, STATES
-from supervisor.config import MOST_WORKERS
+from supervisor.config_values import MOST_WORKERS
 from supervisor.lifecycle import State
 
 

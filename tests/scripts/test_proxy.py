@@ -10,7 +10,8 @@ import yaml
 from gateway.admin import TraefikAsk, understood
 from gateway.stream import KEEP_ALIVE_S
 from gateway.traefik import Domains, traefik_document
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 from tests.fakes.proxies import SNIPPETS, Place, fitted, nginx_conf
 
 SHIPPED = sorted(path.name for path in SNIPPETS.iterdir())

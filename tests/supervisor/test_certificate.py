@@ -11,7 +11,8 @@ import trio.testing
 from gateway.tls import server_context
 from supervisor import certificate as certificate_module
 from supervisor.certificate import LOOK_EVERY_S, WARN_EVERY_S, Certificate, stamp_of
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 from supervisor.errors import BadConfiguration
 from supervisor.events import EventLog
 from tests.fakes.certificates import write_pair

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.change import REACH, Reach, Seat, Turn, next_to_restart, plan, refit
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 
 BASE = {"STATE_DIR": "/state"}
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from supervisor import cli_doctor
-from supervisor.cli import main, settings_from
+from supervisor.cli import main
 from supervisor.cli_doctor import subject_of
 from supervisor.config import NAMES
 from tests.fakes.serving import FAKE_OLLAMA, free_port
@@ -79,7 +79,7 @@ def test_a_database_that_is_none_is_a_fault(tmp_path: Path) -> None:
 
 def test_the_services_user_counts_and_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_doctor, "unit_shown", lambda _: {"User": "nobody", "MainPID": "4711"})
-    it = subject_of(tmp_path / ".env", dict(os.environ), settings_from)
+    it = subject_of(tmp_path / ".env", dict(os.environ))
     assert (it.account.name, it.pid) == ("nobody", 4711)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.supervisor.test_cli import Chimera, Gateway, asks, chimera, gateway
+from tests.fakes.command_line import Chimera, Gateway, asks, chimera, gateway
 
 __all__ = ["asks", "chimera", "gateway"]  # fixtures
 

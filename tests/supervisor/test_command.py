@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.command import MARK, PRIMARY, Command, instance_of, mark_of, worker_command
-from supervisor.config import CLIENT_NAMES, MANAGED_BY, NAMES, RESERVED, Settings, load_settings
+from supervisor.config import CLIENT_NAMES, NAMES, RESERVED, Settings
+from supervisor.config_load import load_settings
+from supervisor.config_values import MANAGED_BY
 from supervisor.placement import CPU, Placement
 
 GPU = Placement("GPU-aaaa")

@@ -1,40 +1,18 @@
-"""Settings: what each value may be, that all faults come at once, and that secrets stay secret."""
+"""Settings: what each may be and means, one row each; and `.env.example`, which documents them."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from supervisor.cli import read_dotenv
-from supervisor.config import (
-    CLIENT_NAMES,
-    MANAGED_BY,
-    MOST_WORKERS,
-    NAMES,
-    RESERVED,
-    Settings,
-    default_directories,
-    effective,
-    load_settings,
-    workers_text,
-)
-from supervisor.errors import BadConfiguration
+from supervisor.config import CLIENT_NAMES, NAMES, RESERVED, Settings
+from supervisor.config_load import load_settings
+from supervisor.config_values import MOST_WORKERS
+from supervisor.env_file import read_dotenv
+from tests.fakes.settings import HOME, PAIR, SECRET, faults, load
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
-HOME = {"HOME": "/home/somebody"}
-
-
-def load(**names: str) -> Settings:
-    return load_settings(HOME | names, {})
-
-
-def faults(**names: str) -> list[str]:
-    with pytest.raises(BadConfiguration) as refused:
-        load(**names)
-    return refused.value.faults
 
 
 def field_of(name: str) -> str:
@@ -211,55 +189,6 @@ def test_all_faults_are_told_at_once_each_with_its_setting() -> None:
     assert len(found) == len({name for name, _, _ in BAD})
 
 
-def test_faults_of_the_file_come_with_those_of_the_values() -> None:
-    with pytest.raises(BadConfiguration) as refused:
-        load_settings(
-            HOME, {"GATEWAY_PROT": "1", "OLLAMA_FLASH_ATTENTION": "1", "QUUX": "1", "QUEUE_SIZE": "x"}, ("line",)
-        )
-    assert refused.value.faults[0] == "line"
-    assert "GATEWAY_PROT: not a setting; did you mean GATEWAY_PORT?" in refused.value.faults
-    assert (
-        "OLLAMA_FLASH_ATTENTION: not a setting; for a worker's variable write WORKER_ENV=OLLAMA_FLASH_ATTENTION=…"
-        in refused.value.faults
-    )
-    assert "QUUX: not a setting; see .env.example for the names there are" in refused.value.faults
-    assert refused.value.faults[-1].startswith("QUEUE_SIZE: ")
-
-
-def test_the_environment_overrides_the_file_and_an_empty_value_is_none() -> None:
-    file = {"GATEWAY_PORT": "1111", "QUEUE_SIZE": "7", "WORKER_SLOTS": ""}
-    settings = load_settings(HOME | {"GATEWAY_PORT": "2222", "QUEUE_SIZE": ""}, file)
-    assert (settings.gateway_port, settings.queue_size, settings.worker_slots) == (2222, 7, 4)
-
-
-@pytest.mark.parametrize("name", sorted(RESERVED))
-def test_what_is_kept_for_later_is_refused_where_somebody_relies_on_it(name: str) -> None:
-    with pytest.raises(BadConfiguration) as refused:
-        load_settings(HOME, {name: "yes"})
-    assert refused.value.faults == [f"{name}: this version of Chimera does not do that yet; remove it"]
-    load_settings(HOME, {name: "off"})
-    load_settings(HOME, {name: ""})
-    load(**{name: "another program's"})
-
-
-@pytest.mark.parametrize(
-    ("environ", "state", "logs"),
-    [
-        ({"HOME": "/h"}, "/h/.local/state/chimera", "/h/.local/state/chimera/logs"),
-        ({}, "/root/.local/state/chimera", "/root/.local/state/chimera/logs"),
-        ({"XDG_STATE_HOME": "/x"}, "/x/chimera", "/x/chimera/logs"),
-        ({"HOME": "/h", "XDG_STATE_HOME": "not/absolute"}, "/h/.local/state/chimera", "/h/.local/state/chimera/logs"),
-        ({"STATE_DIRECTORY": "/var/lib/c:/b", "LOGS_DIRECTORY": "/var/log/c"}, "/var/lib/c", "/var/log/c"),
-        ({"STATE_DIR": "/s"}, "/s", "/s/logs"),
-        ({"STATE_DIR": "/s", "LOGS_DIRECTORY": "/var/log/c"}, "/s", "/var/log/c"),
-        ({"STATE_DIR": "/s", "LOG_DIR": "/l"}, "/s", "/l"),
-    ],
-)
-def test_directories_have_the_places_that_fit_how_chimera_runs(environ: dict[str, str], state: str, logs: str) -> None:
-    settings = load_settings(environ, {})
-    assert (str(settings.state_dir), str(settings.log_dir)) == (state, logs)
-
-
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -277,18 +206,11 @@ def test_the_gateways_url_is_one_that_a_client_here_can_use(host: str, url: str)
 
 # -- HTTPS and host names ----------------------------------------------------------------------------------------------
 
-PAIR = {"TLS_CERT": "/etc/chimera/cert.pem", "TLS_KEY": "/etc/chimera/key.pem"}
-
 
 def test_a_certificate_and_its_key_are_read() -> None:
     settings = load(**PAIR)
     assert (settings.tls_cert, settings.tls_key) == (Path(PAIR["TLS_CERT"]), Path(PAIR["TLS_KEY"]))
     assert (load().tls_cert, load(TLS_CERT="", TLS_KEY="").tls_key) == (None, None)
-
-
-@pytest.mark.parametrize(("there", "missing"), [("TLS_CERT", "TLS_KEY"), ("TLS_KEY", "TLS_CERT")])
-def test_half_a_pair_is_refused_in_the_name_of_the_other_half(there: str, missing: str) -> None:
-    assert faults(**{there: PAIR[there]}) == [f"{missing}: not set, but {there} is; set both for HTTPS, or neither"]
 
 
 def test_people_are_told_a_name_that_the_certificate_is_for() -> None:
@@ -298,133 +220,8 @@ def test_people_are_told_a_name_that_the_certificate_is_for() -> None:
     assert load(**names).shown_url == "http://127.0.0.1:8000"  # the name is a proxy's
 
 
-def test_a_name_leads_to_one_place() -> None:
-    both = faults(TRAEFIK_API_DOMAIN="a.example,b.example", TRAEFIK_FRONTEND_DOMAIN="c.example,B.example.")
-    assert both == ["TRAEFIK_FRONTEND_DOMAIN: b.example is in TRAEFIK_API_DOMAIN too; each needs names of its own"]
-
-
-# -- secrets ---------------------------------------------------------------------------------------------------------
-
-SECRET = "hunter2-do-not-tell"
-
-
-@pytest.mark.parametrize(
-    "worker_env",
-    [
-        SECRET,
-        f"1KEY={SECRET}",
-        f"A=1,9B={SECRET},OLLAMA_HOST={SECRET}",
-        f"={SECRET}",
-        f"API-KEY={SECRET}",
-        f"OLLAMA_HOST={SECRET}",
-    ],
-)
-def test_a_fault_never_repeats_what_may_be_a_secret(worker_env: str) -> None:
-    for fault in faults(WORKER_ENV=worker_env, ADMIN_TOKEN=f"{SECRET} "):
-        assert SECRET not in fault
-
-
-@pytest.mark.parametrize(
-    "name", ["API_KEY", "hf_token", "MY_SECRET", "DB_PASSWORD", "PASSPHRASE", "AWS_CREDENTIALS", "BASIC_AUTH"]
-)
-def test_the_effective_settings_hide_secrets(name: str) -> None:
-    shown = effective(load(ADMIN_TOKEN=SECRET, WORKER_ENV=f"{name}={SECRET},OLLAMA_DEBUG=1"))
-    assert SECRET not in repr(shown)
-    assert shown["ADMIN_TOKEN"] == "(set, hidden)"
-    assert shown["WORKER_ENV"] == f"{name}=(hidden),OLLAMA_DEBUG=1"
-
-
-def test_the_effective_settings_hide_a_password_in_a_url() -> None:
-    shown = effective(load(WORKER_ENV=f"HTTPS_PROXY=http://me:{SECRET}@proxy:1"))
-    assert shown["WORKER_ENV"] == "HTTPS_PROXY=(hidden)"
-
-
-@pytest.mark.parametrize("token", ["x", "correct horse", "!~", "a" * 500])
-def test_a_token_is_what_a_header_can_carry(token: str) -> None:
-    secret = load(ADMIN_TOKEN=token).admin_token
-    assert secret is not None
-    assert secret.get_secret_value() == token
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sqlite:////srv/my keys.db",
-        f"postgres://me:{SECRET}@db/chimera",
-        f"postgresql://me:{SECRET}@db:5432/chimera?sslmode=require",
-        f"postgresql+psycopg://me:{SECRET}@[::1]/chimera",
-    ],
-)
-def test_a_database_is_sqlite_or_postgresql_and_hidden(url: str) -> None:
-    loaded = load(DATABASE_URL=url)
-    assert loaded.database_url is not None
-    assert loaded.database_url.get_secret_value() == url
-    assert effective(loaded)["DATABASE_URL"] == "(set, hidden)"
-    assert SECRET not in repr(loaded)
-
-
-def test_a_fault_of_a_databases_url_does_not_repeat_it() -> None:
-    for url in (f"mysql://me:{SECRET}@h/d", SECRET, f"postgresql:/me:{SECRET}@h/d", f"postgresql://me:{SECRET}\n@h"):
-        assert SECRET not in str(faults(DATABASE_URL=url))
-
-
 def test_a_secret_is_in_no_form_of_the_settings() -> None:
     assert SECRET not in repr(load(ADMIN_TOKEN=SECRET))
-
-
-def test_the_effective_settings_have_every_name_and_read_back_as_the_same() -> None:
-    settings = load(
-        WORKERS="gpu:0=1,cpu=2", WORKER_ENV="A=1,B=2", REQUIRED_MODEL="a,b:c", QUEUE_TIMEOUT_S="0.25", OLLAMA_BIN="/o"
-    )
-    assert effective(settings).keys() == NAMES
-    assert load_settings(effective(settings), {}) == settings
-    assert load_settings(effective(load()), {}) == load()
-
-
-# -- properties ------------------------------------------------------------------------------------------------------
-
-TEXT = st.text(max_size=40) | st.from_regex(r"[0-9a-z:=,./ \-]{0,20}", fullmatch=True)
-ANY_NAME = st.sampled_from(sorted(NAMES | RESERVED | CLIENT_NAMES | {"HOME", "XDG_STATE_HOME", "STATE_DIRECTORY"}))
-
-
-@settings(max_examples=60)
-@given(st.dictionaries(ANY_NAME, TEXT, max_size=8), st.dictionaries(ANY_NAME | TEXT, TEXT | st.none(), max_size=8))
-@example({"GATEWAY_PORT": "８０００"}, {})
-@example({"WORKERS": "gpu:٣=1"}, {"GATEWAY_PORT": "1_000"})
-@example({"OLLAMA_MODELS": "/\ud800"}, {})
-def test_no_text_does_more_than_bad_configuration(environ: dict[str, str], dotenv: dict[str, str | None]) -> None:
-    told: list[str] = []
-    try:
-        loaded = load_settings(environ, dotenv)
-    except BadConfiguration as error:
-        told = error.faults or ["no fault was told"]
-    else:
-        assert effective(loaded).keys() == NAMES
-    assert [fault for fault in told if not fault.isprintable() or fault == "no fault was told"] == []
-
-
-@given(TEXT)
-def test_no_worker_env_leaks_in_its_faults(text: str) -> None:
-    told = ""
-    try:
-        load(WORKER_ENV=f"{text}{SECRET}")
-    except BadConfiguration as error:
-        told = str(error)
-    assert SECRET not in told
-
-
-PLACES = st.one_of(st.just("cpu"), st.integers(0, 99).map(str), st.from_regex(r"GPU-[0-9a-f]{1,12}", fullmatch=True))
-
-
-@given(st.lists(st.tuples(PLACES, st.integers(0, 9)), min_size=1, max_size=20))
-def test_workers_as_text_reads_back_as_the_same_fleet(workers: list[tuple[str, int]]) -> None:
-    text = workers_text(tuple(workers))
-    assert load(WORKERS=text).workers == tuple(workers)
-
-
-def test_workers_text_of_auto_is_auto() -> None:
-    assert workers_text(None) == "auto"
-    assert workers_text((("CPU", 1),)) == "cpu=1"
 
 
 # -- .env.example ----------------------------------------------------------------------------------------------------
@@ -473,15 +270,6 @@ def test_all_examples_together_are_a_good_file(tmp_path: Path) -> None:
     load_settings(HOME, values)
 
 
-def test_default_directories_are_absolute_whatever_the_environment_says() -> None:
-    assert all(path.startswith("/") for path in default_directories({"HOME": "", "XDG_STATE_HOME": "x"}).values())
-
-
-def test_what_chimera_manages_cannot_be_contradicted() -> None:
-    for name in MANAGED_BY:
-        assert faults(WORKER_ENV=f"{name}=1")[0].startswith(f"WORKER_ENV: {name} is set by Chimera")
-
-
 @pytest.mark.parametrize(
     ("settings", "url"),
     [
@@ -496,8 +284,3 @@ def test_what_chimera_manages_cannot_be_contradicted() -> None:
 )
 def test_traces_go_where_opentelemetry_says(settings: dict[str, str], url: str | None) -> None:
     assert load(**settings).traces_url == url
-
-
-def test_a_password_in_an_endpoint_is_not_shown() -> None:
-    told = effective(load(OTEL_EXPORTER_OTLP_ENDPOINT="http://user:secret@c:4318"))
-    assert "secret" not in "".join(told.values())

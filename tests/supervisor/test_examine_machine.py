@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import examine_machine
-from supervisor.config import load_settings
+from supervisor.config_load import load_settings
 from supervisor.doctor import Finding
 from supervisor.examine import Subject, account_of
 from supervisor.examine_machine import cards_on, clock, device_nodes, disks, gpus, has_cuda, limits, memory, ollama

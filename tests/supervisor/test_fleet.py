@@ -11,7 +11,8 @@ import trio
 
 from supervisor import fleet as fleet_module
 from supervisor import process, restart
-from supervisor.config import MOST_WORKERS, workers_text
+from supervisor.config_text import workers_text
+from supervisor.config_values import MOST_WORKERS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownGpu, UnknownWorker
 from supervisor.fleet import MOST_AT_ONCE, Fleet
 from supervisor.gpu import Gpu, GpuReading

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import locate
-from supervisor.config import load_settings
+from supervisor.config_load import load_settings
 from supervisor.embedded import MODEL, STAMP_NAME, STAMP_TEXT, embedded_dir, layout
 from supervisor.errors import BadConfiguration, StartRefused
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults

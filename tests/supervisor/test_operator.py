@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from supervisor import operator as operator_module
-from supervisor.config import workers_text
+from supervisor.config_text import workers_text
 from supervisor.errors import NoRoom, NotUnderstood, StartFailed, UnknownGpu, UnknownWorker
 from supervisor.fleet import Fleet
 from supervisor.gpu import Gpu, GpuProcess, GpuReading

@@ -15,7 +15,8 @@ import trio
 from supervisor import reload as reload_module
 from supervisor.change import Plan
 from supervisor.comeback import Comeback
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 from supervisor.errors import NoRoom, StartRefused
 from supervisor.news import News
 from supervisor.notify import Notifier

@@ -9,7 +9,8 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from supervisor import tls
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 from supervisor.errors import BadConfiguration
 from supervisor.tls import is_for, load_pair, trusting, warnings_of, written_faults
 from tests.fakes.certificates import authority, write_pair

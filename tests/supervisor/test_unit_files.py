@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import Settings, load_settings
+from supervisor.config import Settings
+from supervisor.config_load import load_settings
 from supervisor.service import EXTENSION_S, STOP_GRACE_S
 from supervisor.unit_files import HEAD, STOP_MARGIN_S, drop_ins
 from tests.fakes.chimera import ROOT

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from supervisor import welcome as welcome_module
-from supervisor.config import load_settings
+from supervisor.config_load import load_settings
 from supervisor.embedded import Embedded
 from supervisor.locate import Ollama
 from supervisor.operator import Operator

@@ -12,15 +12,13 @@ import pytest
 import trio
 
 from supervisor import lifecycle, restart, watch
-from supervisor.errors import StartFailed
 from supervisor.lifecycle import State
 from supervisor.placement import Placement
 from supervisor.standing import Goal
 from supervisor.trouble import problem_of
-from supervisor.worker import OnePort, Worker
+from supervisor.worker import Worker
 from tests.fakes.fake_ollama import add_model
 from tests.fakes.house import FakeHouse, fake_house, group_lives, marked, until
-from tests.fakes.serving import free_port
 
 GPU = Placement("GPU-aaaaaaaa")
 SLOW_S = 60.0  # long enough that a test which waits for it fails
@@ -608,16 +606,6 @@ async def test_an_event_that_the_table_does_not_have_is_a_bug_that_shows(house: 
 
 
 # -- the primary -----------------------------------------------------------------------------------------------------
-
-
-async def test_the_primary_has_its_own_port_or_none(house: FakeHouse) -> None:
-    port = free_port()
-    book = OnePort(port)
-    assert book.take(None) == port
-    book.give_back(port)
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(StartFailed) as refused:
-        book.take(port)
-    assert str(refused.value).startswith(f"port {port} (OLLAMA_PORT) is held by process {os.getpid()} (")
 
 
 async def test_the_primary_is_ready_without_a_model(model_house: FakeHouse) -> None:
