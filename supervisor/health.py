@@ -5,7 +5,6 @@ over HTTP, what /api/ps says, where it computes, the progress of real requests, 
 bytes of answers flow, silent probes say nothing. The exit itself needs no judging: `worker` sees it by pidfd.
 """
 
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +15,6 @@ from typing import Protocol
 PROBES_MISSED = 2
 # Ollama unloads within moments of the last answer; a model still there a minute past its end is stuck (ollama#7779).
 STUCK_AFTER_S = 60.0
-# A load's process shows up in NVML some moments after the load has been answered.
-PLACED_AFTER_S = 10.0
 
 
 class Step(IntEnum):
@@ -39,21 +36,11 @@ class Finding:
 
 
 class LoadedModel(Protocol):
-    """What /api/ps says of one model, as far as it matters here."""
+    """What /api/ps says of the end of one model."""
 
     @property
     def name(self) -> str:
         """Its full name."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """All its memory."""
-        ...
-
-    @property
-    def size_vram_bytes(self) -> int:
-        """The part of it on the GPU."""
         ...
 
     @property
@@ -140,63 +127,6 @@ def judge_stuck(found: dict[str, Expiry], idle_since: float | None, now: float) 
         if now - since > STUCK_AFTER_S:
             return Finding("stuck", f"{name} has been stopping for {now - since:.0f} s", since, Step.RESTART)
     return None
-
-
-class PinnedGpu(Protocol):
-    """What NVML says of the GPU that a worker is placed on."""
-
-    @property
-    def memory_used_bytes(self) -> int:
-        """Memory in use by anybody."""
-        ...
-
-    @property
-    def process_pids(self) -> frozenset[int] | None:
-        """The processes that compute there; None where the driver does not tell."""
-        ...
-
-
-def misplaced(
-    models: Collection[LoadedModel],
-    pids: Collection[int],
-    gpu: PinnedGpu | None,
-    foreign: Collection[int],
-    loaded_for_s: float,
-) -> str | None:
-    """Say why a GPU worker does not compute on its GPU, or None while nothing says so.
-
-    `pids` are its processes, `gpu` its GPU as NVML sees it now (None: not to be relied on), `foreign` the
-    processes on all other GPUs, `loaded_for_s` how long the models have been loaded. Three signs, none of which is
-    enough alone (ollama#14258): a loaded model with no byte on a GPU; no process of the worker on its GPU while
-    the GPU's memory cannot hold what the worker says it put there; a process of it on another GPU.
-    """
-    strayed = set(pids) & set(foreign)
-    if strayed:
-        return f"its process {min(strayed)} computes on a GPU that is not its own"
-    for model in models:
-        if model.size_bytes > 0 and model.size_vram_bytes == 0:
-            return f"{model.name} is in the host's memory, not on the GPU (size_vram is 0)"
-    if not models or gpu is None or gpu.process_pids is None or loaded_for_s < PLACED_AFTER_S:
-        return None
-    claimed = sum(model.size_vram_bytes for model in models)
-    if not gpu.process_pids & set(pids) and gpu.memory_used_bytes < claimed:
-        return "NVML shows no process of it on its GPU, and less memory in use there than it claims"
-    return None
-
-
-_LIBRARY = re.compile(r"\blibrary=\"?(\w+)")
-
-
-def computes_on_cpu(log: str) -> bool:
-    """Say whether Ollama's own log says that it found no GPU to compute on.
-
-    At its start it writes a line `inference compute` for each device that it will use; with none but `library=cpu`
-    it falls back without another word (ollama#14258). No such line: nothing is said.
-    """
-    # in two steps: one pattern for both takes time with the square of a line's length
-    found = (_LIBRARY.search(line.partition("inference compute")[2]) for line in log.split("\n"))
-    libraries = [library[1] for library in found if library is not None]
-    return bool(libraries) and all(library == "cpu" for library in libraries)
 
 
 def gravest(findings: Iterable[Finding | None]) -> Finding | None:

@@ -15,10 +15,11 @@ import trio
 from supervisor.command import start_key
 from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import RUNNING, State
+from supervisor.placed import Placed
 from supervisor.placement import Placement
 from supervisor.process import ExitStatus, WorkerProcess
 from supervisor.restart import BackOff
-from supervisor.watch import Placed, Watch
+from supervisor.watch import Watch
 
 # The dispatcher and the worker note the same moment, one right after the other.
 SAME_LIFE_S = 0.05
@@ -107,13 +108,13 @@ class Standing:
 
     def restart(self) -> None:
         """Do as the operator says: a restart, and a fresh start for what is known of where it computes."""
-        self.placed.restarts, self.placed.fault = 0, None
+        self.placed.forgive()
         self.end(Goal.RESTART, cause="asked for by the operator")
 
     def release(self) -> None:
         """Leave quarantine; a worker on its way there is started again instead."""
         if self.goal is Goal.QUARANTINE:
-            self.placed.restarts, self.placed.fault = 0, None
+            self.placed.forgive()
             self.cause = "its GPU is released"
             self._set(goal=Goal.RESTART)
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
+from supervisor.health import Finding
 from supervisor.lifecycle import State
 from supervisor.standing import SERVING, Goal, Standing
 from supervisor.words import Trouble
@@ -16,7 +17,7 @@ def trouble_of(worker: Standing) -> Trouble | None:
     if worker.failing_since is not None:
         return _failing(worker, worker.failing_since)
     if worker.watch is not None and worker.watch.finding is not None:
-        return worker.watch.trouble()
+        return _suspected(worker.watch.finding, put_off=worker.watch.put_off)
     if worker.placed.fault is not None and worker.state in SERVING:
         return Trouble(
             worker.placed.fault, _ago(worker.placed.since), "it was restarted once, with the same result",
@@ -50,6 +51,12 @@ def _failing(worker: Standing, since: datetime) -> Trouble:
         left_s = max(0.0, (worker.next_start_at - datetime.now(UTC)).total_seconds())
         return Trouble(worker.failure, since, tried, f"it is started again in {left_s:.0f} s")
     return Trouble(worker.failure, since, tried, "it is being started now")
+
+
+def _suspected(finding: Finding, *, put_off: bool) -> Trouble:
+    tried = "it takes a request only when no other worker can"
+    when = "as soon as others that were are ready again" if put_off else "if that does not end by itself"
+    return Trouble(finding.what, _ago(finding.since), tried, f"it is restarted {when}")
 
 
 def _ago(moment: float) -> datetime:

@@ -15,10 +15,10 @@ import trio
 
 from supervisor.command import PRIMARY, start_key, worker_command
 from supervisor.errors import StartFailed
-from supervisor.health import computes_on_cpu, misplaced
 from supervisor.lifecycle import Event, State, after
 from supervisor.notes import MARK
 from supervisor.oom import OomMark, killed, mark
+from supervisor.placed import computes_on_cpu, misplaced
 from supervisor.placement import CPU
 from supervisor.probe import owns_port
 from supervisor.process import ExitStatus, WorkerProcess, last_lines, running
@@ -26,6 +26,7 @@ from supervisor.restart import BackOff
 from supervisor.standing import SERVING, Goal, LastExit, Standing, Wish
 from supervisor.store import full_name
 from supervisor.watch import Watch
+from supervisor.watched import Watched
 
 # Ollama's own limit for a load that makes no progress is five minutes.
 LOAD_TIMEOUT_S = 600.0
@@ -153,11 +154,11 @@ class Worker(Standing):
         scope.cancel()
 
     def _new_watch(self, process: WorkerProcess, port: int, oom_mark: OomMark) -> Watch:
-        return Watch(
-            self.spec, self.house, process, port, self.placed, oom_mark,
-            serving=lambda: self.state in SERVING, recycle=lambda cause: self.end(Goal.RESTART, cause=cause),
-            holds=self._holds,
+        watched = Watched(
+            self.spec, self.house, process, port, oom_mark, serving=lambda: self.state in SERVING,
+            recycle=lambda cause: self.end(Goal.RESTART, cause=cause), holds=self._holds,
         )  # fmt: skip
+        return Watch(watched, self.placed)
 
     async def _keep_watch(self, watch: Watch, reasons: list[str], scope: trio.CancelScope) -> None:
         reasons.append(await watch.run())
@@ -187,8 +188,7 @@ class Worker(Standing):
         if self.placed.restarts == 0:
             self.placed.restarts += 1
             raise StartFailed(fault)
-        if self.placed.fault is None:
-            self.placed.fault, self.placed.since = fault, trio.current_time()
+        if self.placed.leave(fault, trio.current_time()):
             self.house.events.record("worker_degraded", level="error", worker=self.spec.id, cause=fault)
 
     async def _warm(self, port: int) -> None:

@@ -15,8 +15,8 @@ from supervisor.config_text import effective
 from supervisor.env_file import read_dotenv
 from supervisor.errors import BadConfiguration
 from supervisor.events import EventLog
-from supervisor.health import computes_on_cpu
 from supervisor.oom import Sources, killed, mark, sources_of, victims
+from supervisor.placed import computes_on_cpu
 from supervisor.probe import Prober
 from supervisor.process import last_lines
 from supervisor.procs import parse_stat, private_bytes, stat_of

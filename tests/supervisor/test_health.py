@@ -8,20 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.health import (
-    PLACED_AFTER_S,
     STUCK_AFTER_S,
     Expiry,
     Finding,
     Silence,
     Step,
-    computes_on_cpu,
     expiries,
     gravest,
     judge_in_kernel,
     judge_silence,
     judge_stopped,
     judge_stuck,
-    misplaced,
 )
 
 HANG_S = 15.0
@@ -31,15 +28,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 @dataclass(frozen=True)
 class Model:
     name: str = "tiny:latest"
-    size_bytes: int = 1000
-    size_vram_bytes: int = 1000
     expires_at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    memory_used_bytes: int
-    process_pids: frozenset[int] | None
 
 
 def silence(*answers: bool) -> Silence:
@@ -131,56 +120,6 @@ def test_a_model_that_was_used_again_has_a_new_end() -> None:
     after = expiries(before, [Model(expires_at=NOON + timedelta(seconds=300))], NOON, 0.0)
     assert after["tiny:latest"].due == 300
     assert expiries(after, [Model(expires_at=None)], NOON, 5.0) == {}
-
-
-# -- where it computes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("models", "gpu", "foreign", "loaded_for_s", "fault"),
-    [
-        ([Model()], Card(5000, frozenset({7})), (), 60, None),
-        ([Model(size_vram_bytes=0)], None, (), 0, "size_vram is 0"),
-        ([Model(size_vram_bytes=400)], Card(5000, frozenset({7})), (), 60, None),  # too large for the GPU: in part
-        ([Model(size_bytes=0, size_vram_bytes=0)], None, (), 60, None),  # a version that does not say
-        ([Model()], Card(10, frozenset()), (), 60, "NVML shows no process"),
-        ([Model()], Card(10, frozenset()), (), PLACED_AFTER_S - 1, None),  # it may still be coming up
-        ([Model()], Card(5000, frozenset()), (), 60, None),  # the memory is in use: its pids are another namespace's
-        ([Model()], Card(10, None), (), 60, None),  # the driver does not tell
-        ([Model()], None, (), 60, None),  # NVML is not to be relied on
-        ([], Card(10, frozenset()), (), 60, None),
-        ([Model()], Card(5000, frozenset({7})), (8,), 60, "process 8 computes on a GPU that is not its own"),
-    ],
-)
-def test_a_gpu_worker_computes_where_it_was_placed(
-    models: list[Model], gpu: Card | None, foreign: tuple[int, ...], loaded_for_s: float, fault: str | None
-) -> None:
-    said = misplaced(models, {7, 8}, gpu, foreign, loaded_for_s)
-    assert (said is None) if fault is None else (said is not None and fault in said)
-
-
-CUDA_LINE = (
-    'time=2026-01-01T12:00:00.000Z level=INFO source=types.go:131 msg="inference compute" id=GPU-aa library=cuda '
-    'variant=v12 compute=9.0 driver=12.8 name="NVIDIA H200" total="139.8 GiB" available="139.2 GiB"\n'
-)
-CPU_LINE = CUDA_LINE.replace("GPU-aa", "0").replace("library=cuda", "library=cpu")
-
-
-@pytest.mark.parametrize(
-    ("log", "on_cpu"),
-    [
-        ("", False),
-        ("listening on 127.0.0.1:11500\n", False),
-        (CUDA_LINE, False),
-        (CPU_LINE, True),
-        (CPU_LINE + CUDA_LINE, False),
-        (CPU_LINE.replace("library=cpu", 'library="cpu"'), True),
-        ("library=cpu inference compute\nlibrary=cpu\n", False),
-        ("inference compute " * 60_000 + CPU_LINE, True),  # 64 KiB of it took 1.7 s
-    ],
-)
-def test_ollamas_log_says_where_it_computes(log: str, on_cpu: bool) -> None:
-    assert computes_on_cpu(log) is on_cpu
 
 
 def test_the_gravest_finding_counts() -> None:

@@ -7,9 +7,9 @@ import trio
 
 from supervisor.house import WorkerSpec
 from supervisor.lifecycle import State
+from supervisor.placed import Placed
 from supervisor.placement import CPU, Placement
 from supervisor.standing import SAME_LIFE_S, Goal, Standing, Wish
-from supervisor.watch import Placed
 from tests.fakes.world import CARD, World
 
 
