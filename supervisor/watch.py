@@ -105,10 +105,9 @@ class Watch:
 
     async def _probe(self) -> None:
         it = self._it
-        hang_timeout_s = it.house.settings.hang_timeout_s
         while True:
             asked_at = trio.current_time()
-            patience_s = min(5.0, max(0.5, hang_timeout_s / 6))  # several probes fit into the limit
+            patience_s = min(5.0, max(0.5, it.house.settings.hang_timeout_s / 6))  # several probes fit into the limit
             answered = await it.house.prober.version(it.port, timeout_s=patience_s) is not None
             self._silence = self._silence.after(answered=answered, asked_at=asked_at)
             await beat(PROBE_INTERVAL_S if answered else SILENT_INTERVAL_S)

@@ -24,13 +24,7 @@ class Model:
         ([Model(size_bytes=0, size_vram_bytes=0)], None, (), 60, None),  # a version that does not say
         ([Model()], PinnedGpu(10, frozenset()), (), 60, "NVML shows no process"),
         ([Model()], PinnedGpu(10, frozenset()), (), PLACED_AFTER_S - 1, None),  # it may still be coming up
-        (
-            [Model()],
-            PinnedGpu(5000, frozenset()),
-            (),
-            60,
-            None,
-        ),  # the memory is in use: its pids are another namespace's
+        ([Model()], PinnedGpu(5000, frozenset()), (), 60, None),  # it is in use: its pids are another namespace's
         ([Model()], PinnedGpu(10, None), (), 60, None),  # the driver does not tell
         ([Model()], None, (), 60, None),  # NVML is not to be relied on
         ([], PinnedGpu(10, frozenset()), (), 60, None),

@@ -67,6 +67,19 @@ async def test_a_server_that_hangs_is_avoided_at_once_and_restarted_at_its_limit
         assert trusted(world)
 
 
+async def test_a_limit_that_is_set_anew_counts_for_the_process_that_runs(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    world = World()
+    async with serving(world, tmp_path, HANG_TIMEOUT_S="60") as it:
+        await trio.sleep(100)
+        it.house.settings = it.house.settings.model_copy(update={"hang_timeout_s": 2.0})
+        await trio.sleep(10)
+        world.answers, began = False, trio.current_time()
+        noticed_s = await moment_of(world, "worker_hung") - began
+        assert 2 <= noticed_s <= 2 + 2
+
+
 async def test_a_server_that_answers_again_in_time_is_trusted_again(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
