@@ -13,7 +13,7 @@ from typing import Any
 from supervisor.config import Settings
 from supervisor.errors import StartRefused
 from supervisor.lock import holder
-from supervisor.probe import listens
+from supervisor.ports import listens
 
 # A first start may pull a model of many gigabytes.
 START_TIMEOUT_S = 3600.0

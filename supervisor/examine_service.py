@@ -18,7 +18,7 @@ from supervisor.doctor import Finding, fault, unseen
 from supervisor.doctor_service import OURS, FileFacts, StoreFacts
 from supervisor.errors import BadConfiguration
 from supervisor.examine import PROGRAM_TIMEOUT_S, Subject, may
-from supervisor.probe import port_is_free
+from supervisor.ports import port_is_free
 from supervisor.store import full_name
 from supervisor.tls import trusting, warnings_of
 from supervisor.unit_files import SYSTEM_UNITS, drop_ins

@@ -10,7 +10,8 @@ from supervisor.config import Settings
 from supervisor.events import EventLog
 from supervisor.gpu import GpuReading
 from supervisor.placement import Placement
-from supervisor.probe import PortBook, Prober
+from supervisor.ports import PortBook
+from supervisor.probe import Prober
 from supervisor.restart import RestartBudget
 from supervisor.store import ModelStore
 from supervisor.usage import Usage

@@ -14,13 +14,13 @@ from supervisor.gpu import Gpu
 from supervisor.gpu_health import GpuVerdict
 from supervisor.lifecycle import shown
 from supervisor.placement import CPU
-from supervisor.process import last_lines, tail
 from supervisor.store import ModelStore
 from supervisor.trouble import problem_of, trouble_of
 from supervisor.usage import Usage, UsageMeter
 from supervisor.ward import Ward
 from supervisor.words import Trouble
 from supervisor.worker import Worker
+from supervisor.worker_log import last_lines, tail
 
 Row = dict[str, Any]
 

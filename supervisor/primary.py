@@ -8,7 +8,7 @@ from supervisor.command import PRIMARY
 from supervisor.errors import StartFailed
 from supervisor.house import House, WorkerSpec
 from supervisor.placement import CPU
-from supervisor.probe import PortBook, port_holder
+from supervisor.ports import PortBook, port_holder
 from supervisor.worker import Worker
 
 

@@ -1,4 +1,4 @@
-"""Start, watch and stop a process group; its log file.
+"""Start, watch and stop a process group.
 
 One function owns a child from start to reap: `running()`. Why not trio's own processes: trio starts children
 from a worker thread that dies after 10 idle seconds, and a parent-death signal fires with that thread
@@ -22,9 +22,8 @@ from supervisor.cgroup import WorkerCgroup
 from supervisor.command import Command
 from supervisor.errors import StartFailed
 from supervisor.procs import DEAD, Proc, scan, stat_of
+from supervisor.worker_log import open_log
 
-# A log that has grown past this is set aside (one generation) when its worker starts.
-LOG_ROTATE_BYTES = 16 * 1024**2
 # A process in an uninterruptible driver call survives even SIGKILL: nobody may wait for it for ever.
 KILL_TIMEOUT_S = 5.0
 # Of 1000: a worker goes first when memory runs out, its supervisor late.
@@ -186,7 +185,7 @@ async def running(
 def _start(command: Command, log_path: Path, cgroup: WorkerCgroup | None) -> WorkerProcess:
     argv = command.argv if cgroup is None else cgroup.joined(command.argv)
     try:
-        log, log_problem = _open_log(log_path)
+        log, log_problem = open_log(log_path)
         try:
             popen = subprocess.Popen(
                 argv,
@@ -220,57 +219,3 @@ def _make_expendable(pid: int) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
     with suppress(OSError, ValueError):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-
-
-def _open_log(log_path: Path) -> tuple[int, str | None]:
-    """Open a log for appending; where that cannot be, /dev/null, and the reason. Raises OSError when neither can be.
-
-    Straight into a file: a dead reader of a pipe kills serve by SIGPIPE, a slow one stalls it. A full disk is
-    written to all the same: the log goes on by itself as soon as there is room.
-    """
-    try:
-        _rotate(log_path)
-        log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        problem = f"its log {log_path} cannot be written: {error.strerror}"
-        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), problem
-    return log, f"its log {log_path} cannot be written: the disk is full" if _is_full(log) else None
-
-
-def _is_full(file: int) -> bool:
-    """Say whether the file system of an open file has no room for us: what is kept back is root's (statvfs(3))."""
-    try:
-        room = os.fstatvfs(file)
-    except OSError:
-        return False
-    left = room.f_bfree if os.geteuid() == 0 else room.f_bavail
-    return room.f_blocks > 0 and left == 0
-
-
-def _rotate(log_path: Path) -> None:
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if log_path.stat().st_size > LOG_ROTATE_BYTES:
-            log_path.replace(log_path.with_suffix(".log.1"))
-
-
-def last_lines(path: Path, count: int, *, without: str | None = None, at_most_bytes: int = 256 * 1024) -> list[str]:
-    """Return the last lines of a log, looking at no more than its last `at_most_bytes`; none if there is no log.
-
-    Lines that contain `without` are passed over.
-    """
-    lines = tail(path, at_most_bytes=at_most_bytes)[0].decode("utf-8", "replace").splitlines()
-    if without is not None:
-        lines = [line for line in lines if without not in line]
-    return lines[-count:] if count > 0 else []
-
-
-def tail(path: Path, *, at_most_bytes: int = 256 * 1024) -> tuple[bytes, int]:
-    """Return a log's last bytes, and the position at which they end; nothing and 0 if there is no log."""
-    try:
-        with path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - at_most_bytes))
-            return log.read(), log.tell()
-    except (FileNotFoundError, NotADirectoryError):
-        return b"", 0

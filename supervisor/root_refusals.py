@@ -17,7 +17,7 @@ from supervisor.activation import check_handed, handed_sockets
 from supervisor.config import Settings
 from supervisor.doctor import Finding
 from supervisor.errors import StartRefused
-from supervisor.probe import port_holder, port_is_free
+from supervisor.ports import port_holder, port_is_free
 from supervisor.state_file import set_aside
 
 __all__ = [

@@ -27,8 +27,9 @@ from supervisor.log_keeper import LogKeeper
 from supervisor.news import News
 from supervisor.operator import Operator
 from supervisor.placement import Placement, wanted_fleet
+from supervisor.ports import PortBook
 from supervisor.primary import make_primary
-from supervisor.probe import PortBook, Prober
+from supervisor.probe import Prober
 from supervisor.store import ModelStore, full_name
 from supervisor.strays import end_strays
 from supervisor.usage import UsageMeter

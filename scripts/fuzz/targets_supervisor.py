@@ -18,10 +18,10 @@ from supervisor.events import EventLog
 from supervisor.oom import Sources, killed, mark, sources_of, victims
 from supervisor.placed import computes_on_cpu
 from supervisor.probe import Prober
-from supervisor.process import last_lines
 from supervisor.procs import parse_stat, private_bytes, stat_of
 from supervisor.store import PullProgress, _progress, _read
 from supervisor.wanted import QuarantineFile, WantedFile
+from supervisor.worker_log import last_lines
 
 
 @cache

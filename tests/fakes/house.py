@@ -19,7 +19,8 @@ from supervisor.gpu import GpuReading
 from supervisor.house import House, WorkerSpec
 from supervisor.lifecycle import State
 from supervisor.placement import CPU, Placement
-from supervisor.probe import PortBook, Prober, port_is_free
+from supervisor.ports import PortBook, port_is_free
+from supervisor.probe import Prober
 from supervisor.store import ModelStore
 from supervisor.usage import UsageMeter
 from supervisor.worker import Worker

@@ -10,12 +10,13 @@ from typing import Any, cast
 import pytest
 import trio
 
-from supervisor import worker as worker_module
+from supervisor import life
 from supervisor.errors import NotAChatModel, StartFailed
 from supervisor.events import EventLog
 from supervisor.house import House
 from supervisor.placement import Placement
-from supervisor.probe import Loaded, PortBook
+from supervisor.ports import PortBook
+from supervisor.probe import Loaded
 from supervisor.process import ExitStatus
 from supervisor.restart import RestartBudget
 from supervisor.usage import Usage
@@ -85,8 +86,8 @@ class World:
     def patched(self) -> Iterator[None]:
         """Within the block a worker starts this world's processes."""
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(worker_module, "running", self.running)
-            monkeypatch.setattr(worker_module, "owns_port", self.owns_port)
+            monkeypatch.setattr(life, "running", self.running)
+            monkeypatch.setattr(life, "owns_port", self.owns_port)
             yield
 
     def names(self) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from supervisor.lines import LineWriter
 from supervisor.logfiles import append
 from supervisor.notes import MARK, WorkerLogNotes
-from supervisor.process import last_lines
+from supervisor.worker_log import last_lines
 
 STAMP = "2026-11-24T10:00:00.123Z"
 

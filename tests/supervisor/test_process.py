@@ -14,8 +14,9 @@ import trio.testing
 from supervisor import process
 from supervisor.command import Command
 from supervisor.errors import StartFailed
-from supervisor.process import ExitStatus, WorkerProcess, last_lines, running
+from supervisor.process import ExitStatus, WorkerProcess, running
 from supervisor.procs import Proc
+from supervisor.worker_log import last_lines
 from tests.fakes.house import group_lives
 
 # Starts a child of its own group, says both numbers, and waits.
@@ -257,35 +258,6 @@ async def test_a_child_inherits_its_log_and_nothing_else(tmp_path: Path) -> None
     assert directory == "/"
 
 
-async def test_a_log_is_appended_to(tmp_path: Path) -> None:
-    for _ in range(2):
-        async with running(shell("echo again"), tmp_path / "w1.log", stop_timeout_s=5) as child:
-            await child.wait()
-    assert last_lines(tmp_path / "w1.log", 9) == ["again", "again"]
-
-
-async def test_a_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "LOG_ROTATE_BYTES", 10)
-    log = tmp_path / "w1.log"
-    log.write_text("eleven bytes")
-    (tmp_path / "w1.log.1").write_text("an older generation")
-    async with running(shell("echo new"), log, stop_timeout_s=5) as child:
-        await child.wait()
-    assert last_lines(log, 9) == ["new"]
-    assert (tmp_path / "w1.log.1").read_text() == "eleven bytes"
-    assert names(tmp_path) == ["w1.log", "w1.log.1"]
-
-
-async def test_a_full_disk_is_said_and_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 10, 5, 5, 0, 255))
-    monkeypatch.setattr(os, "fstatvfs", lambda _file: full)
-    log = tmp_path / "w1.log"
-    async with running(shell("echo there is room again"), log, stop_timeout_s=5) as child:
-        assert child.log_problem == f"its log {log} cannot be written: the disk is full"
-        await child.wait()
-    assert last_lines(log, 1) == ["there is room again"]
-
-
 @pytest.mark.parametrize("obstacle", ["logs is a file", "log is a directory"])
 async def test_a_log_that_cannot_be_written_is_no_reason_not_to_run(tmp_path: Path, obstacle: str) -> None:
     log = tmp_path / "logs" / "w1.log"
@@ -307,28 +279,6 @@ async def test_an_end_of_its_own_is_told_from_one_that_was_ours(tmp_path: Path) 
     async with running(shell("sleep 60"), tmp_path / "ours.log", stop_timeout_s=5) as ours:
         pass
     assert (own.killed_by_us, ours.killed_by_us) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "lines"),
-    [
-        ("", 3, []),
-        ("a\nb\nc\n", 2, ["b", "c"]),
-        ("a\nb\nc", 9, ["a", "b", "c"]),
-        ("a\nb\n", 0, []),
-        ("x" * 200 + "\nlast\n", 1, ["last"]),
-    ],
-)
-def test_the_last_lines_are_the_last_lines(tmp_path: Path, text: str, count: int, lines: list[str]) -> None:
-    (tmp_path / "log").write_text(text)
-    assert last_lines(tmp_path / "log", count, at_most_bytes=100) == lines
-
-
-def test_no_log_has_no_lines_and_odd_bytes_do_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(b"\xff\xfe ok\n")
-    assert last_lines(tmp_path / "none", 5) == []
-    assert last_lines(tmp_path / "log" / "below", 5) == []
-    assert last_lines(tmp_path / "log", 5)[0].endswith(" ok")
 
 
 def test_an_exit_status_reads_as_a_sentence() -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from supervisor.house import WorkerSpec
-from supervisor.oom import OomMark
+from supervisor.oom import mark
 from supervisor.placement import CPU
 from supervisor.watched import Watched
 from tests.fakes.world import Process, World
@@ -16,7 +16,7 @@ async def watched(world: World, folder: Path, **names: str) -> Watched:
     world.process = Process(101)
     return Watched(
         WorkerSpec("w1", CPU, 2), world.house(folder, **names), cast("Any", world.process), 11500,
-        cast("OomMark", None), serving=lambda: True, recycle=lambda _: None, holds=lambda _: None,
+        mark(), serving=lambda: True, recycle=lambda _: None, holds=lambda _: None,
     )  # fmt: skip
 
 
