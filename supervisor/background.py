@@ -51,27 +51,37 @@ def start(
             [sys.executable, "-m", "supervisor", "--env-file", str(env_file), "run"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    pause, said, answer = threading.Event(), "", None
-    for _ in range(int(START_TIMEOUT_S / POLL_S)):
+
+    def ask() -> dict[str, Any] | None:
         if process.poll() is not None:
             raise StartRefused(_last_words(path, begin) or f"it ended at once; see {path}")
         # another program, or another Chimera, may have the port: what that one answers says nothing of this one
-        answer = fleet() if listens(process.pid, settings.gateway_port) else None
+        return fleet() if listens(process.pid, settings.gateway_port) else None
+
+    answer = _settled(ask, say)
+    if answer is None:
+        raise StartRefused(f"no gateway answered within {START_TIMEOUT_S:.0f} s; see {path}")
+    rows = answer["instances"]
+    if rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
+        problem = next((row["problem"] for row in rows if row["problem"]), "see: chimera status")
+        raise StartRefused(f"no worker became ready: {problem}")
+    return process.pid
+
+
+def _settled(ask: Callable[[], dict[str, Any] | None], say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Ask until no worker is on its way, for START_TIMEOUT_S; return the last answer. Meanwhile say what is done."""
+    pause, said, answer = threading.Event(), "", None
+    for _ in range(int(START_TIMEOUT_S / POLL_S)):
+        answer = ask()
         if answer is not None:
-            rows = answer["instances"]
-            if not any(row["state"] in _ON_THE_WAY for row in rows):
+            if not any(row["state"] in _ON_THE_WAY for row in answer["instances"]):
                 break
             doing = (answer.get("primary") or {}).get("store")
             if doing and doing != said:
                 say(doing)
                 said = doing
         pause.wait(POLL_S)
-    if answer is None:
-        raise StartRefused(f"no gateway answered within {START_TIMEOUT_S:.0f} s; see {path}")
-    if rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
-        problem = next((row["problem"] for row in rows if row["problem"]), "see: chimera status")
-        raise StartRefused(f"no worker became ready: {problem}")
-    return process.pid
+    return answer
 
 
 def stop(settings: Settings) -> int | None:

@@ -109,28 +109,36 @@ def place(
     if wanted is not None and str(wanted).strip().lower() == "cpu":
         return [CPU] * count
     if wanted is not None:
-        gpu = find_gpu(wanted, gpus)
-        if not gpu.uuid:
-            raise NoRoom(_unusable(gpu))
-        if gpu.mig_devices:
-            devices = [f"{_number(part, gpus)} ({part.uuid})" for part in gpus if part.mig_of == gpu.uuid]
-            raise NoRoom(
-                f"GPU {gpu.index} is split by MIG and cannot be used as a whole; name one of its MIG devices: "
-                + (", ".join(devices) or "there is none yet (nvidia-smi mig -cgi … -C makes them)")
-            )
-        if _quarantined(gpu, quarantined):
-            raise NoRoom(f"GPU {_number(gpu, gpus)} ({gpu.uuid}) is quarantined; release it first, or name another")
-        return [Placement(gpu.uuid)] * count
+        return [_named(find_gpu(wanted, gpus), gpus, quarantined)] * count
     if not gpus:
         return [CPU] * count
     well = [gpu for gpu in gpus if _whole(gpu) and not _quarantined(gpu, quarantined)]
     if not well:
         raise NoRoom("every GPU is quarantined or cannot be used; release one first, or ask for cpu")
-    load = Counter(placed)
+    return _spread(count, well, Counter(placed))
+
+
+def _named(gpu: GpuFacts, gpus: Sequence[GpuFacts], quarantined: frozenset[str]) -> Placement:
+    """Return the placement on a GPU that was named. Raises NoRoom, which says why no worker can go there."""
+    if not gpu.uuid:
+        raise NoRoom(_unusable(gpu))
+    if gpu.mig_devices:
+        devices = [f"{_number(part, gpus)} ({part.uuid})" for part in gpus if part.mig_of == gpu.uuid]
+        raise NoRoom(
+            f"GPU {gpu.index} is split by MIG and cannot be used as a whole; name one of its MIG devices: "
+            + (", ".join(devices) or "there is none yet (nvidia-smi mig -cgi … -C makes them)")
+        )
+    if _quarantined(gpu, quarantined):
+        raise NoRoom(f"GPU {_number(gpu, gpus)} ({gpu.uuid}) is quarantined; release it first, or name another")
+    return Placement(gpu.uuid)
+
+
+def _spread(count: int, gpus: Sequence[GpuFacts], load: Counter[Placement]) -> list[Placement]:
+    """Return where so many workers go one after the other; `load` counts those that each GPU has, and is changed."""
     chosen: list[Placement] = []
     for _ in range(count):
         best = min(
-            well,
+            gpus,
             key=lambda gpu: (
                 gpu.fault is not None,
                 load[Placement(gpu.uuid)],
