@@ -17,7 +17,8 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.faults.row import Row, markdown
-from scripts.faults.run import SCENARIOS, carry_out, chosen, in_order, line, preamble, show, workshop
+from scripts.faults.run import SCENARIOS, carry_out, chosen, in_order, line, preamble, show
+from scripts.showing import workshop
 from supervisor.embedded import embedded_dir, find_embedded
 
 
@@ -42,7 +43,8 @@ def main(**options: Any) -> None:
         raise SystemExit("test_faults.py: the CPU build of Ollama is not installed: run scripts/embedded.py install")
     console = Console(width=None if sys.stdout.isatty() else 200)
     began, rows = time.monotonic(), list[Row]()
-    with workshop(options["keep"]) as folder:
+    with workshop("chimera-faults-", options["keep"]) as folder:
+        (folder / "models").mkdir(exist_ok=True)
         for row in carry_out(scenarios, folder, at_once=options["at_once"]):
             rows.append(row)
             console.print(line(row))

@@ -8,25 +8,21 @@ import os
 import platform
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 # Run as a file, Python looks for modules only beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.gpus.checks import carry_out
-from scripts.gpus.row import COLUMNS, Row, broken, cards, markdown
+from scripts.gpus.row import Row, broken, cards, markdown
 from scripts.gpus.stage import read_gpus
+from scripts.showing import ended, line, table, workshop
 from supervisor.gpu import GpuReading
 
 
@@ -44,32 +40,6 @@ def preamble(rows: Sequence[Row], reading: GpuReading, took_s: float) -> str:
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal."""
-    made = Table(title="On real GPUs", title_justify="left", show_lines=True)
-    for name in COLUMNS:
-        made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(text, "" if row.kept else "red") for text in row.cells()))
-    return made
-
-
-@contextmanager
-def workshop(keep: Path | None) -> Iterator[Path]:
-    """Give a folder for logs and state: `keep`, which stays, or one that goes."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="chimera-gpu-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def ended(number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the run as Ctrl-C does: what was started is ended first."""
-    raise SystemExit(128 + number)
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table as Markdown to this file.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep logs and state in this (empty) folder.")
@@ -84,14 +54,10 @@ def main(out: Path | None, keep: Path | None, mib: int, settle: float) -> None:
         raise SystemExit(f"test_gpu.py: this needs an NVIDIA GPU: {reading.fault or 'there is none'}")
     console = Console(width=None if sys.stdout.isatty() else 200)
     began = time.monotonic()
-
-    def tell(row: Row) -> None:
-        console.print(Text("  ".join(row.cells()), "" if row.kept else "red"))
-
-    with workshop(keep) as folder:
-        rows = carry_out(folder, reading, mib=mib, settle_s=settle, tell=tell)
+    with workshop("chimera-gpu-", keep) as folder:
+        rows = carry_out(folder, reading, mib=mib, settle_s=settle, tell=lambda row: console.print(line(row)))
     said = preamble(rows, reading, time.monotonic() - began)
-    console.print(table(rows))
+    console.print(table("On real GPUs", rows))
     console.print(said.replace("`", ""))
     if out is not None:
         out.write_text(markdown(rows, said), encoding="utf-8")

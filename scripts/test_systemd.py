@@ -12,40 +12,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 # Run as a file, Python looks for modules only beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.booted.checks import boot, carry_out
 from scripts.booted.machine import NoMachine, why_not
-from scripts.gpus.row import COLUMNS, Row, broken
+from scripts.gpus.row import broken
+from scripts.showing import ended, line, table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOT_HERE = 77  # what test programs say that cannot run where they are
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal."""
-    made = Table(title="In a real systemd", title_justify="left", show_lines=True)
-    for name in COLUMNS:
-        made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(text, "" if row.kept else "red") for text in row.cells()))
-    return made
-
-
-def ended(number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the run as Ctrl-C does: the container is powered off first."""
-    raise SystemExit(128 + number)
 
 
 @click.command()
@@ -58,10 +40,6 @@ def main(journal: Path | None) -> None:
         raise SystemExit(NOT_HERE)
     console = Console(width=None if sys.stdout.isatty() else 200)
     began = time.monotonic()
-
-    def tell(row: Row) -> None:
-        console.print(Text("  ".join(row.cells()), "" if row.kept else "red"))
-
     # not below /tmp: systemd-nspawn mounts a /tmp of its own over the container's
     with tempfile.TemporaryDirectory(prefix="chimera-systemd-", dir="/var/tmp") as folder:
         try:
@@ -70,13 +48,13 @@ def main(journal: Path | None) -> None:
             print(f"test-systemd: not here: {error}", file=sys.stderr)
             raise SystemExit(NOT_HERE) from error
         try:
-            rows = carry_out(machine, os.environ, tell)
+            rows = carry_out(machine, os.environ, lambda row: console.print(line(row)))
         finally:
             if journal is not None:
                 kept = machine.run("journalctl", "--no-pager", check=False)
                 journal.write_text(kept.stdout, encoding="utf-8")
             machine.close()
-    console.print(table(rows))
+    console.print(table("In a real systemd", rows))
     said = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout
     version = said.partition("\n")[0]
     kept_rows = len(rows) - len(broken(rows))

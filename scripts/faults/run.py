@@ -3,10 +3,8 @@
 import os
 import queue
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -61,18 +59,6 @@ def carry_out(scenarios: Sequence[Scenario], folder: Path, *, at_once: int = AT_
         fake.sort(key=lambda scenario: not scenario.slow)
         for done in as_completed([pool.submit(one, scenario) for scenario in fake]):
             yield done.result()
-
-
-@contextmanager
-def workshop(keep: Path | None) -> Iterator[Path]:
-    """Give a folder for the scenarios' files: `keep`, which stays, or one that goes."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="chimera-faults-", ignore_cleanup_errors=True) as folder:
-        (Path(folder) / "models").mkdir()
-        yield Path(folder)
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:

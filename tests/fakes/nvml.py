@@ -10,6 +10,7 @@ subprocess.run(argv, env=os.environ | fake.environ())   # in another
 import ctypes
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,6 +102,13 @@ class FakeNvml:
         """The variables with which a child process meets this driver, whatever the machine's own is."""
         path = [str(self.library.parent), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         return {"LD_LIBRARY_PATH": ":".join(path), "FAKE_NVML_STATE": str(self.state)}
+
+    def outlast(self, thread_name: str) -> None:
+        """Wait for a test's threads in NVML: an abandoned one would go on into the next test's driver."""
+        self.hang_ms = 0
+        self.write()
+        while any(thread.name == thread_name for thread in threading.enumerate()):
+            threading.Event().wait(0.01)
 
     @contextmanager
     def loaded(self) -> Iterator[None]:

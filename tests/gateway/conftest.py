@@ -8,7 +8,16 @@ import trio
 
 from tests.fakes.certificates import trusting
 from tests.fakes.door import LANES, Client, Connect, Dial, House, Served, front_of, serve
-from tests.fakes.hall import Hall
+from tests.fakes.hall import NOTHING_LEFT, Hall
+
+
+@pytest.fixture
+async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
+    """One in which no lease and no ticket may be left at the end."""
+    made = Hall(nursery)
+    yield made
+    made.upstream.close()
+    assert repr(made.admission) == NOTHING_LEFT
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Answers made of many workers'."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from gateway.errors import Dialect, ModelLethal, WorkerLost
 from gateway.fleetwide import Fleetwide, merged_ps, models_of
 from gateway.ollama import Ask, Kind
 from gateway.request import Request
-from tests.fakes.hall import NOTHING_LEFT, Hall
+from tests.fakes.hall import Hall
 from tests.fakes.reply import RecordingReply
 from tests.fakes.worker_server import Behaviour, dies, hangs, says
 
@@ -23,14 +22,6 @@ from tests.fakes.worker_server import Behaviour, dies, hangs, says
 def request(method: str, path: str) -> Request:
     headers = [(b"accept-encoding", b"gzip"), (b"content-type", b"application/json")]
     return Request(method, path, path.encode(), headers, Dialect.OLLAMA, "req-1")
-
-
-@pytest.fixture
-async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
-    made = Hall(nursery)
-    yield made
-    made.upstream.close()
-    assert repr(made.admission) == NOTHING_LEFT
 
 
 def model(name: str, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Spans of requests, as a collector gets them: decoded from what really went over HTTP."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from gateway.pulls import Pulls
 from gateway.tracing import TellingExporter, Tracing
 from tests.fakes.asgi import AsgiClient
 from tests.fakes.collector import collecting
-from tests.fakes.hall import NOTHING_LEFT, Hall
+from tests.fakes.hall import Hall
 from tests.fakes.worker_server import dies, says, streams
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -30,14 +29,6 @@ def no_others_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_TRACES_SAMPLER", "OTEL_SDK_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
-    made = Hall(nursery)
-    yield made
-    made.upstream.close()
-    assert repr(made.admission) == NOTHING_LEFT
 
 
 def client(hall: Hall, tracing: Tracing, path: str = "/api/chat", method: str = "POST", **headers: str) -> AsgiClient:

@@ -32,10 +32,7 @@ def fake(library: Path, tmp_path: Path) -> Iterator[FakeNvml]:
     driver = FakeNvml(library, tmp_path / "nvml.state")
     with driver.loaded():
         yield driver
-        driver.hang_ms = 0
-        driver.write()
-        while nvml_threads():  # an abandoned one would go on into the next test's driver
-            threading.Event().wait(0.01)
+        driver.outlast("nvml")
 
 
 def nvml_threads() -> int:
