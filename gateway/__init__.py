@@ -26,7 +26,8 @@ The decisions are pure and stand apart: `dispatch` (who gets which slot) about `
 slow) and `breaker` (who fails, and is passed over); `retry` (who is asked after a fault), `ollama` (which path who
 answers, what a body asks for, what an error says), `load_options` (what would load a model anew), `headers`, `errors`
 (what went wrong -> what the client is told), `forwarded` (who the client is, behind proxies that are trusted), `auth`
-(who may administer), `traefik` (what that proxy is told), `keys` and `limits` (what a key is, and what it may take).
+(who may administer), `admin_asks` (what the operator asks), `traefik` (what that proxy is told), `keys` and `limits`
+(what a key is, and what it may take).
 
 `retune` gives a running gateway other values, for settings that are read anew.
 

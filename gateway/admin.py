@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
-import msgspec
 import trio
 from quart import Blueprint, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
+from gateway.admin_asks import NotUnderstood, PruneAsk, SpawnAsk, TraefikAsk, line_count, truth, understood
 from gateway.admission import Admission
 from gateway.auth import refusal
 from gateway.forwarded import Origin, TrustedProxies
@@ -17,8 +17,6 @@ from gateway.traefik import Domains, traefik_document
 
 # The longest that ?wait=1 waits; the answer then says what state things are in.
 WAIT_TIMEOUT_S = 900.0
-# How much is repeated of what was not understood: a field's name may be as long as its request.
-SAID_CHARACTERS = 300
 # Where the application keeps the admin API's token, which may change while it runs; None: loopback only.
 TOKEN_KEY = "ADMIN_TOKEN"  # noqa: S105 - a name
 # And its TrustedProxies, and Domains.
@@ -30,10 +28,6 @@ Row = dict[str, Any]
 
 Refusal = Literal["not_understood", "not_found", "no_room"]
 STATUS: dict[Refusal, int] = {"not_understood": 400, "not_found": 404, "no_room": 409}
-
-
-class NotUnderstood(Exception):
-    """The operator's request has not the form that it must have; the text says where."""
 
 
 class FleetAdmin(Protocol):
@@ -104,65 +98,12 @@ class FleetAdmin(Protocol):
         ...
 
 
-class SpawnAsk(msgspec.Struct, forbid_unknown_fields=True):
-    """What POST /admin/instances/spawn takes."""
-
-    gpu: int | str | None = None
-    count: int = 1
-    slots: int | None = None
-    wait: bool = False
-
-
-class PruneAsk(msgspec.Struct, forbid_unknown_fields=True):
-    """What POST /admin/instances/prune takes."""
-
-    ids: list[str] | None = None
-    gpu: int | str | None = None
-    idle: bool = False
-    force: bool = False
-    wait: bool = False
-
-
-class TraefikAsk(msgspec.Struct, forbid_unknown_fields=True):
-    """What GET /admin/traefik takes. `entrypoints`: names of Traefik's, separated by commas."""
-
-    entrypoints: str = ""
-    resolver: str | None = None
-    tls: bool = False
-
-
-Asked = TypeVar("Asked", bound=msgspec.Struct)
-
-
-def understood(kind: type[Asked], query: dict[str, str], body: bytes | str) -> Asked:
-    """Return what was asked, in JSON or in the query. Raises NotUnderstood that names the field."""
-    fields: dict[str, Any] = dict(query)
-    if body.strip():
-        try:
-            value = json.loads(body)
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # \ud800 alone: nothing that could be written or kept
-            raise NotUnderstood("the body has half a character (a lone surrogate)") from error
-        except (ValueError, RecursionError) as error:
-            raise NotUnderstood(f"the body is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise NotUnderstood("the body must be a JSON object")
-        fields |= value
-    if isinstance(fields.get("ids"), str):
-        fields["ids"] = [part for part in fields["ids"].split(",") if part]
-    try:
-        return msgspec.convert(fields, type=kind, strict=False)
-    except msgspec.ValidationError as error:
-        names = ", ".join(kind.__struct_fields__)
-        raise NotUnderstood(f"not understood: {str(error)[:SAID_CHARACTERS]}; fields: {names}") from error
-
-
 def answered(value: Any, status: int = 200) -> Response:
     """Return a JSON answer with a line's end, for people with curl."""
     return Response(json.dumps(value) + "\n", status=status, content_type="application/json")
 
 
-def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C901 - one view each
+def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:
     """Return the blueprint of /admin. Every request is checked by gateway.auth before its view runs.
 
     The application that has it says under TOKEN_KEY, PROXIES_KEY and DOMAINS_KEY in its config what the token is, whose
@@ -189,6 +130,17 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
         if kind is None:
             raise error
         return answered({"error": str(error)}, STATUS[kind])
+
+    _add_fleet(admin, fleet, admission)
+    _add_worker(admin, fleet)
+    _add_gpus(admin, fleet)
+    _add_history(admin, fleet)
+    admin.get("/traefik")(_traefik)
+    return admin
+
+
+def _add_fleet(admin: Blueprint, fleet: FleetAdmin, admission: Admission) -> None:
+    """Add the calls about all workers, and the queue."""
 
     @admin.get("/instances")
     async def instances() -> Response:
@@ -217,6 +169,10 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
                 await fleet.wait_gone(ids)
         return answered({"pruned": ids}, 202)
 
+
+def _add_worker(admin: Blueprint, fleet: FleetAdmin) -> None:
+    """Add the calls about one worker."""
+
     @admin.get("/instances/<worker_id>")
     async def instance(worker_id: str) -> Response:
         return answered(fleet.instance(worker_id))
@@ -231,14 +187,9 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
         fleet.order(worker_id, verb)
         return answered(fleet.instance(worker_id), 202)
 
-    @admin.get("/instances/<worker_id>/logs")
-    async def logs(worker_id: str) -> Response:
-        count = _count(request.args.get("n", "200"))
-        if not _truth(request.args.get("follow")):
-            lines = await trio.to_thread.run_sync(fleet.log_lines, worker_id, count)
-            return Response("".join(f"{line}\n" for line in lines), content_type="text/plain; charset=utf-8")
-        fleet.instance(worker_id)  # refused before the answer begins
-        return _streamed(_lines(fleet.follow_log(worker_id, count)), "text/plain; charset=utf-8")
+
+def _add_gpus(admin: Blueprint, fleet: FleetAdmin) -> None:
+    """Add the calls about GPUs."""
 
     @admin.get("/gpus")
     async def gpus() -> Response:
@@ -252,26 +203,37 @@ def make_admin(fleet: FleetAdmin, admission: Admission) -> Blueprint:  # noqa: C
     async def release(gpu: str) -> Response:
         return answered(fleet.release(gpu), 202)
 
+
+def _add_history(admin: Blueprint, fleet: FleetAdmin) -> None:
+    """Add the calls that tell what has happened, and may go on telling it."""
+
+    @admin.get("/instances/<worker_id>/logs")
+    async def logs(worker_id: str) -> Response:
+        count = line_count(request.args.get("n", "200"))
+        if not truth(request.args.get("follow")):
+            lines = await trio.to_thread.run_sync(fleet.log_lines, worker_id, count)
+            return Response("".join(f"{line}\n" for line in lines), content_type="text/plain; charset=utf-8")
+        fleet.instance(worker_id)  # refused before the answer begins
+        return _streamed(_lines(fleet.follow_log(worker_id, count)), "text/plain; charset=utf-8")
+
     @admin.get("/events")
     async def events() -> Response:
         kind = "application/x-ndjson"
-        if not _truth(request.args.get("follow")):
+        if not truth(request.args.get("follow")):
             return Response("".join(json.dumps(row) + "\n" for row in fleet.events()), content_type=kind)
         return _streamed(_json_lines(fleet.follow_events()), kind)
 
-    @admin.get("/traefik")
-    async def traefik() -> Response:
-        ask = understood(TraefikAsk, request.args.to_dict(), b"")
-        url = request.host_url.rstrip("/")  # whoever asks reaches us by it
-        document = traefik_document(
-            _domains(), url, entry_points=[name for name in ask.entrypoints.split(",") if name],
-            resolver=ask.resolver or None, tls=ask.tls,
-        )  # fmt: skip
-        if not document:
-            return answered({"error": "no name leads here: set TRAEFIK_API_DOMAIN or TRAEFIK_FRONTEND_DOMAIN"}, 404)
-        return answered(document)
 
-    return admin
+async def _traefik() -> Response:
+    ask = understood(TraefikAsk, request.args.to_dict(), b"")
+    url = request.host_url.rstrip("/")  # whoever asks reaches us by it
+    document = traefik_document(
+        _domains(), url, entry_points=[name for name in ask.entrypoints.split(",") if name],
+        resolver=ask.resolver or None, tls=ask.tls,
+    )  # fmt: skip
+    if not document:
+        return answered({"error": "no name leads here: set TRAEFIK_API_DOMAIN or TRAEFIK_FRONTEND_DOMAIN"}, 404)
+    return answered(document)
 
 
 def _origin(headers: Headers) -> Origin:
@@ -298,13 +260,3 @@ async def _lines(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
 async def _json_lines(rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
     async for row in rows:
         yield json.dumps(row).encode() + b"\n"
-
-
-def _truth(text: str | None) -> bool:
-    return text is not None and text.lower() in ("1", "true", "yes", "on", "")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 6 or int(text) > 100_000:
-        raise NotUnderstood(f"n is {text[:20]!r}; it must be a number of lines, at most 100000")
-    return int(text)

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 from quart import Blueprint, Response, request
 
-from gateway.admin import NotUnderstood, answered, understood
+from gateway.admin import answered
+from gateway.admin_asks import NotUnderstood, understood
 from gateway.database import DatabaseFault
 from gateway.keyring import Keyring, UnknownKey
 from gateway.keys import MOST_PRIORITY

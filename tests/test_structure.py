@@ -67,6 +67,7 @@ PURE = {
         "response",
         "stamps",
         "access",
+        "admin_asks",
         "ending",
         "labels",
         "phases",

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import h11
 
-from gateway.admin import NotUnderstood, PruneAsk, SpawnAsk, understood
+from gateway.admin_asks import NotUnderstood, PruneAsk, SpawnAsk, understood
 from gateway.affinity import BLOCK_BYTES, MOST_BLOCKS, prefix_of
 from gateway.auth import is_local_name, is_local_origin, refusal
 from gateway.errors import QueueFull, dialect_of, error_body, error_event, told

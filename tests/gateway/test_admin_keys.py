@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.admin import NotUnderstood
+from gateway.admin_asks import NotUnderstood
 from gateway.admin_keys import MOST, KeyAsk, read_fields
 from gateway.admission import Admission
 from gateway.app import make_app

@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import fields
 
-from gateway.admin import STATUS, PruneAsk, SpawnAsk
+from gateway.admin import STATUS
+from gateway.admin_asks import PruneAsk, SpawnAsk
 from gateway.admin_keys import MOST, NAME_CHARACTERS, KeyAsk
 from gateway.keys import MOST_PRIORITY
 from gateway.openapi_admin import OWN_PATHS, admin, answers, query

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from gateway.admin import TraefikAsk, understood
+from gateway.admin_asks import TraefikAsk, understood
 from gateway.stream import KEEP_ALIVE_S
 from gateway.traefik import Domains, traefik_document
 from supervisor.config import Settings
