@@ -39,5 +39,5 @@ makes of them the `metrics` (kept in `tally`; its `labels` stay few, with `fleet
 `openapi` tells all of it to programs, at GET /openapi.json; a new route needs its row there, a test says which.
 
 The gateway never imports the supervisor. What it needs of it is `admin.FleetAdmin`; what the supervisor tells it
-arrives at `admission.Admission`. `supervisor/__main__.py` introduces the two.
+arrives at `admission.Admission`. The root in `supervisor/__main__.py` introduces the two.
 """

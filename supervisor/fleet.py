@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from supervisor.change import Seat, refit
-from supervisor.config import WORKER_PORTS
+from supervisor.config import MOST_SLOTS, WORKER_PORTS
 from supervisor.config_values import MOST_WORKERS
 from supervisor.errors import NoRoom, NotUnderstood, UnknownWorker
 from supervisor.house import House, WorkerSpec
@@ -73,8 +73,8 @@ class Fleet:
         """
         if not 1 <= count <= MOST_AT_ONCE:
             raise NotUnderstood(f"count is {count}; it must be between 1 and {MOST_AT_ONCE}")
-        if slots is not None and not 1 <= slots <= 1024:
-            raise NotUnderstood(f"slots is {slots}; it must be between 1 and 1024")
+        if slots is not None and not 1 <= slots <= MOST_SLOTS:
+            raise NotUnderstood(f"slots is {slots}; it must be between 1 and {MOST_SLOTS}")
         if len(self.workers) + count > MOST_WORKERS:
             raise NoRoom(f"there are {len(self.workers)} workers; {MOST_WORKERS} is the most")
         placed = [worker.placement for worker in self.workers.values() if worker.goal is not Goal.REMOVE]

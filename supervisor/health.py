@@ -1,8 +1,9 @@
 """What is known of a running worker, and what that adds up to: trust it, avoid it, restart it. Pure.
 
 The ladder, cheap to dear (design.md; each rung's fact is gathered in `watch`): the state of its processes, probes
-over HTTP, what /api/ps says, where it computes, the progress of real requests, one token. Busy is not dead: while
-bytes of answers flow, silent probes say nothing. The exit itself needs no judging: `worker` sees it by pidfd.
+over HTTP, what /api/ps says, where it computes (judged in `placed`), the progress of real requests and one token (both
+in `proof`). Busy is not dead: while bytes of answers flow, silent probes say nothing. The exit itself needs no judging:
+`life` sees it by pidfd.
 """
 
 from collections.abc import Collection, Iterable

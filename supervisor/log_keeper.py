@@ -1,6 +1,6 @@
 """Keeps all of Chimera's logs within LOG_MAX_BYTES: the workers', the primary's, its own. `LogKeeper.run` is the task.
 
-A worker's log is set aside when its worker starts (process.py). One that grows on and on meanwhile is set aside here:
+A worker's log is set aside when its worker starts (`worker_log`). One that grows on and on meanwhile is set aside here:
 copied, then emptied, because its process has it open and appends (O_APPEND) for as long as it lives. What it writes
 between the two, a matter of microseconds, is lost. Between two looks a log may grow beyond its bound.
 """

@@ -1,7 +1,7 @@
 """Looks after one process of a worker: gathers the facts of the ladder, and does what `health` says of them.
 
 Facts come from tasks of their own, since each may hang in its own way: probes, what /api/ps says, one token. A
-look once a second puts them together. Exits are not its business: `worker` sees them by pidfd.
+look once a second puts them together. Exits are not its business: `life` sees them by pidfd.
 """
 
 import math

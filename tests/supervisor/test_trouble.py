@@ -2,9 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
 
+from supervisor.health import Finding, Step
 from supervisor.house import WorkerSpec
 from supervisor.lifecycle import State
 from supervisor.placement import CPU
@@ -24,6 +28,24 @@ def it(tmp_path: Path) -> Standing:
 def test_a_well_worker_has_none(it: Standing) -> None:
     it.state = State.READY
     assert (trouble_of(it), problem_of(it)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("put_off", "what_next"),
+    [
+        (False, "it is restarted if that does not end by itself"),
+        (True, "it is restarted as soon as others that were are ready again"),
+    ],
+)
+async def test_a_suspect_says_what_it_waits_for(it: Standing, put_off: bool, what_next: str) -> None:
+    it.state = State.READY
+    finding = Finding("hung", "it answers no probe, 2 in a row", trio.current_time() - 60.0, Step.AVOID)
+    it.watch = cast("Any", SimpleNamespace(finding=finding, put_off=put_off))
+    trouble = trouble_of(it)
+    assert trouble is not None
+    assert (trouble.what, trouble.next) == (finding.what, what_next)
+    assert trouble.tried == "it takes a request only when no other worker can"
+    assert datetime.now(UTC) - trouble.since >= timedelta(seconds=60)
 
 
 def test_a_failing_worker_says_how_often_and_when_it_is_tried_again(it: Standing) -> None:
