@@ -23,14 +23,10 @@ WORKER: dict[str, Any] = {
     "models": [], "restarts": 0, "uptime_s": 1.0, "last_exit": None, "problem": None, "trouble": None, "rss_bytes": 0,
     "cpu_percent": 0.0,
 }  # fmt: skip
-
-
 FLEET: dict[str, Any] = {
     "instances": [WORKER], "queue": {"depth": 0, "size": 512, "oldest_s": 0},
     "primary": {"url": "http://127.0.0.1:11434", "state": "READY", "problem": None, "store": None, "trouble": None},
 }  # fmt: skip
-
-
 GPUS: dict[str, Any] = {"gpus": [], "driver_version": None, "fault": "NVML library not found"}
 
 

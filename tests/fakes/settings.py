@@ -7,12 +7,8 @@ from supervisor.config_load import load_settings
 from supervisor.errors import BadConfiguration
 
 HOME = {"HOME": "/home/somebody"}
-
-
 # HTTPS: a certificate and its key.
 PAIR = {"TLS_CERT": "/etc/chimera/cert.pem", "TLS_KEY": "/etc/chimera/key.pem"}
-
-
 SECRET = "hunter2-do-not-tell"
 
 
