@@ -5,6 +5,9 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
         --custom-compile-command "make lock" pyproject.toml
 
+# Python keeps what it compiled: without that each test process compiles everything anew, tests included.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench test-systemd install uninstall check format lock setup-run setup-dev ollama
 
