@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import body as body_module
 from gateway import fleetwide as fleetwide_module
 from gateway import outgoing as outgoing_module
+from gateway import stream as stream_module
 from gateway.errors import Dialect
 from gateway.request import Request
 from tests.fakes.cut import Visit, Wait, modules, waits_of
@@ -22,7 +23,7 @@ from tests.fakes.reply import RecordingReply
 from tests.fakes.stage import Scenario, Stage, Way, carry_out
 from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, sends, starts
 
-BIG = 1024 * 1024
+BIG = 256 * 1024
 LINE = b'{"response":"a"}\n'
 DONE = b'{"done":true}\n'
 DIED = b'{"error":"an error was encountered while running the model: unexpected EOF"}'
@@ -99,7 +100,7 @@ async def a_client_that_reads_slowly(stage: Stage) -> None:
     stage.slow_reader = True
     for name in ("BUFFER_BYTES", "ROOM_BYTES"):
         stage.patch.setattr(outgoing_module, name, 100)
-    await stage.worker("a", sends(CHUNKED, chunk(LINE * 20_000), chunk(LINE * 20_000), chunk(DONE), END))
+    await stage.worker("a", sends(CHUNKED, chunk(LINE * 8_000), chunk(LINE * 8_000), chunk(DONE), END))
 
 
 @inference
@@ -395,6 +396,7 @@ async def a_body_that_is_too_large_by_far(stage: Stage) -> None:
     await a_body_that_is_too_large(stage)
     stage.max_body_bytes = 400
     stage.patch.setattr(body_module, "DISCARD_BYTES", 1)
+    stage.patch.setattr(stream_module, "LINGER_S", 0.01)  # the client does not close before the gateway does
 
 
 # -- pulls -----------------------------------------------------------------------------------------------------------
