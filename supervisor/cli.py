@@ -27,7 +27,7 @@ from supervisor.config import CLIENT_NAMES, Settings, effective, load_settings
 from supervisor.errors import BadConfiguration, StartRefused, SupervisorError
 from supervisor.locate import Ollama, locate_ollama, with_embedded_defaults
 from supervisor.notify import notifier_of, one_line
-from supervisor.tls import trusting, warnings_of, written_faults
+from supervisor.tls import no_tls, trusting, warnings_of, written_faults
 
 EX_CONFIG = 78
 # Spawning with --wait waits for a model to load, pruning for answers to end; the gateway has its own limits.
@@ -329,7 +329,7 @@ def env(env_file: Path) -> None:
 def _client(settings: Settings) -> httpx.Client:
     token = settings.admin_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-    trusted = trusting(settings.tls_cert) if settings.tls_cert else True
+    trusted = trusting(settings.tls_cert) if settings.tls_cert else no_tls()
     return httpx.Client(
         base_url=settings.gateway_url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False, verify=trusted
     )

@@ -19,6 +19,7 @@ from gateway import stream as stream_module
 from gateway.errors import Dialect
 from gateway.request import Request
 from tests.fakes.cut import Visit, Wait, modules, waits_of
+from tests.fakes.examples import thorough
 from tests.fakes.reply import RecordingReply
 from tests.fakes.stage import Scenario, Stage, Way, carry_out
 from tests.fakes.worker_server import NDJSON, Conversation, dies, hangs, says, sends, starts
@@ -497,6 +498,8 @@ async def test_cut_off_at_any_wait_a_request_leaves_nothing_behind(name: str, wa
     tries = 3  # what comes after what is the network's choice: a wait may not be met in each run
     while to_do:
         target = to_do.pop()
+        if not thorough() and target[1] > 1:
+            continue  # what is met again is met for the first time too
         for _ in range(tries):
             cut = await carry_out(scenario, way, target)
             to_do |= cut.met() - done - {target}
