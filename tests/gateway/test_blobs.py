@@ -9,10 +9,10 @@ import trio
 from tests.fakes.door import TOO_LONG_S, House
 from tests.fakes.worker_server import Conversation
 
-SIZE = 96 * 1024 * 1024
+SIZE = 64 * 1024 * 1024
 PART = bytes(range(256)) * 1024
-# All of it held would be SIZE; buffers on the way, and what the allocator keeps, are a fifth of that.
-HELD_BYTES = 48 * 1024 * 1024
+# All of it held would be SIZE; buffers on the way, and what the allocator keeps, are a tenth of that.
+HELD_BYTES = 32 * 1024 * 1024
 
 
 class Memory:

@@ -303,11 +303,7 @@ def test_a_name_that_is_no_text_is_damage(kept: Path) -> None:
     assert len(asides(kept)) == 1
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    deadline=None,
-    max_examples=examples(60),
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=examples(60))
 @given(st.binary(max_size=400), st.integers(0, 30_000), st.booleans())
 def test_whatever_is_written_into_the_file_chimera_starts_and_lets_no_stranger_in(
     kept: Path, written: bytes, at: int, cut: bool
