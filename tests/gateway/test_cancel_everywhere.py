@@ -494,7 +494,7 @@ def to_try() -> Iterator[tuple[str, Way]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), to_try(), ids=lambda value: value.name.lower() if isinstance(value, Way) else value
+    ("name", "way"), list(to_try()), ids=lambda value: value.name.lower() if isinstance(value, Way) else value
 )
 async def test_cut_off_at_any_wait_a_request_leaves_nothing_behind(name: str, way: Way, young: None) -> None:
     scenario, _ = SCENARIOS[name]
