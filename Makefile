@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Side by side, for some tests wait for processes; what takes long to import is for system tests only.
 UNIT_TESTS := $(BIN)/pytest -q -n 3 --dist worksteal -m "not system" --ignore tests/system
+# Two at a time, by files, whose tests have a Chimera in common: most of them wait more than they compute.
+SYSTEM_TESTS := $(BIN)/pytest -m system -n 2 --dist loadfile --no-loadscope-reorder
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
         --custom-compile-command "make lock" pyproject.toml
 
@@ -39,7 +41,7 @@ test-gateway: setup-run ## Spawn workers, fire requests at once, show queueing a
 test: setup-dev ## Everything needed, then the whole test suite, real Ollama included
 	@$(BIN)/python scripts/embedded.py install --force
 	@$(UNIT_TESTS)
-	@$(BIN)/pytest -m system
+	@$(SYSTEM_TESTS)
 
 test-faults: setup-dev ## Break a running Chimera in 30 ways under load; a table of what followed (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
