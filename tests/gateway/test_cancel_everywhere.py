@@ -477,12 +477,10 @@ async def a_pull_that_breaks(stage: Stage) -> None:
 
 
 @pytest.fixture(scope="module")
-def young() -> Iterator[None]:
+def young() -> None:
     """Let the garbage collector look at nothing but what these tests make: it is asked after every run."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def to_try() -> Iterator[tuple[str, Way]]:
