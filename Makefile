@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Side by side, for some tests wait for processes; what takes long to import is for system tests only.
-UNIT_TESTS := $(BIN)/pytest -q -n 3 --dist worksteal -m "not system" --ignore tests/system
+UNIT_TESTS := $(BIN)/pytest -q -n 4 --dist worksteal -m "not system" --ignore tests/system
 # Two at a time, by files, whose tests have a Chimera in common: most of them wait more than they compute.
 SYSTEM_TESTS := $(BIN)/pytest -m system -n 2 --dist loadfile --no-loadscope-reorder
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
