@@ -2,11 +2,18 @@
 # (3.11 or later), git, make and a C compiler.
 PYTHON ?= python3
 BIN := .venv/bin
+# Side by side, for some tests wait for processes; what takes long to import is for system tests only.
+UNIT_TESTS := $(BIN)/pytest -q -n 4 --dist worksteal -m "not system" --ignore tests/system
+# Two at a time, by files, whose tests have a Chimera in common: most of them wait more than they compute.
+SYSTEM_TESTS := $(BIN)/pytest -m system -n 2 --dist loadfile --no-loadscope-reorder
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
         --custom-compile-command "make lock" pyproject.toml
 
+# Python keeps what it compiled: without that each test process compiles everything anew, tests included.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench test-systemd install uninstall check format lock setup-run setup-dev ollama
+.PHONY: help run start-all stop-all status test-client test-gateway test test-faults test-gpu soak fuzz bench test-systemd install uninstall check format lock setup-run setup-dev ollama check-format check-types check-tests
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "; print "Chimera: Ollama on every GPU of this machine, behind one address\n"} \
@@ -33,8 +40,8 @@ test-gateway: setup-run ## Spawn workers, fire requests at once, show queueing a
 
 test: setup-dev ## Everything needed, then the whole test suite, real Ollama included
 	@$(BIN)/python scripts/embedded.py install --force
-	@$(BIN)/pytest -q -n 4 -m "not system"
-	@$(BIN)/pytest -m system
+	@$(UNIT_TESTS)
+	@$(SYSTEM_TESTS)
 
 test-faults: setup-dev ## Break a running Chimera in 30 ways under load; a table of what followed (ARGS="--help")
 	@$(BIN)/python scripts/embedded.py install --force
@@ -63,11 +70,18 @@ install: ## As root: the systemd service, its user, /etc/chimera/chimera.env, an
 uninstall: ## As root: take all of that away (KEEP=1 leaves settings, state with the models, and logs)
 	@$(PYTHON) scripts/install.py uninstall $(if $(KEEP),--keep)
 
-check: setup-dev ## Format, lint, types, unit tests: about three minutes on two cores
+check: setup-dev ## Format, lint, types, unit tests: under a minute on two cores
+	@$(MAKE) --no-print-directory -j 3 check-format check-types check-tests
+
+check-format:
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
+
+check-types:
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/pytest -q -n 4 -m "not system" --hypothesis-profile=quick
+
+check-tests:
+	@$(UNIT_TESTS) --hypothesis-profile=quick
 
 format: setup-dev ## Format the code and fix what lint can fix
 	@$(BIN)/ruff format --quiet .

@@ -1,5 +1,6 @@
 """Makes the repository's own packages, `tests.fakes` and `scripts` importable from every test."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -24,5 +25,16 @@ structlog.configure(
 # No test is decided by time: neither by how long an example took, nor by how long it took to make one up.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-# `make check` tries fewer examples of each property than `make test`: it is run after every change.
+# `make check` is run after every change: it tries a fifth of each property's examples (also where one says how many:
+# tests/fakes/examples.py), and half of tests/gateway/test_cancel_everywhere.py. `make test`, and CI, tries them all.
 settings.register_profile("quick", parent=settings.get_profile("untimed"), max_examples=20)
+
+
+# What is collected stays: that the garbage collector looks at it again and again took a fifth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what comes from now on."""
+    gc.freeze()
+    gc.enable()

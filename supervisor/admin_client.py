@@ -12,7 +12,7 @@ import httpx
 from supervisor.cli_faults import Refused
 from supervisor.config import Settings
 from supervisor.errors import StartRefused
-from supervisor.tls import trusting
+from supervisor.tls import no_tls, trusting
 
 # Spawning with --wait waits for a model to load, pruning for answers to end; the gateway has its own limits.
 HTTP_TIMEOUT_S = 1000.0
@@ -36,7 +36,7 @@ def lines(settings: Settings, path: str) -> Iterator[str]:
 def _client(settings: Settings) -> httpx.Client:
     token = settings.admin_token
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
-    trusted = trusting(settings.tls_cert) if settings.tls_cert else True
+    trusted = trusting(settings.tls_cert) if settings.tls_cert else no_tls()
     return httpx.Client(
         base_url=settings.gateway_url, headers=headers, timeout=HTTP_TIMEOUT_S, trust_env=False, verify=trusted
     )

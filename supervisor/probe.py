@@ -11,6 +11,7 @@ import trio
 
 from supervisor.ask import Asker
 from supervisor.errors import NotAChatModel, StartFailed
+from supervisor.tls import no_tls
 
 PROBE_TIMEOUT_S = 5.0
 
@@ -33,7 +34,7 @@ class Prober:
         self._asker = Asker()
         # trust_env off: a proxy from the environment must never stand between Chimera and its own workers
         self._client = httpx.AsyncClient(
-            trust_env=False, timeout=PROBE_TIMEOUT_S, limits=httpx.Limits(max_connections=None)
+            trust_env=False, timeout=PROBE_TIMEOUT_S, limits=httpx.Limits(max_connections=None), verify=no_tls()
         )
 
     async def aclose(self) -> None:

@@ -15,6 +15,7 @@ from supervisor.errors import ModelUnavailable
 from supervisor.events import EventLog
 from supervisor.probe import Prober
 from supervisor.restart import BackOff
+from supervisor.tls import no_tls
 from supervisor.words import Trouble
 
 log = structlog.get_logger("store")
@@ -211,7 +212,7 @@ class ModelStore:
         self._events.record("model_pull", model=model, phase="started")
         try:
             async with (
-                httpx.AsyncClient(trust_env=False, timeout=timeout) as client,
+                httpx.AsyncClient(trust_env=False, timeout=timeout, verify=no_tls()) as client,
                 client.stream("POST", url, json={"model": model}) as answer,
             ):
                 async for line in answer.aiter_lines():

@@ -17,11 +17,12 @@ from scripts.faults import gpus, processes, starts
 from scripts.faults.row import COLUMNS, Row, cells
 from scripts.faults.scenario import Scenario
 from scripts.faults.trial import Trial
+from tests.fakes.chimera import own_ports_from
 
 SCENARIOS: tuple[Scenario, ...] = (*processes.SCENARIOS, *starts.SCENARIOS, *gpus.SCENARIOS)
 AT_ONCE = 2
 # Each scenario of those that run at once looks for its ports elsewhere; so do two runs on one machine.
-PORTS_FROM, PORTS_EACH = 12_600, 700
+PORTS_EACH = 700
 
 
 def chosen(names: Sequence[str], kind: str | None = None) -> list[Scenario]:
@@ -41,7 +42,7 @@ def carry_out(scenarios: Sequence[Scenario], folder: Path, *, at_once: int = AT_
     real = [scenario for scenario in scenarios if scenario.kind == "real"]
     fake = [scenario for scenario in scenarios if scenario.kind == "fake"]
     lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
-    first = PORTS_FROM + os.getpid() % 16 * PORTS_EACH
+    first = own_ports_from()
     for lane in range(at_once):
         lanes.put(first + lane * PORTS_EACH)
 

@@ -26,10 +26,16 @@ READY_TIMEOUT_S = 60.0
 Found = TypeVar("Found")
 
 
+def own_ports_from() -> int:
+    """Return where this process looks for ports; those of two that run tests side by side (gw0, gw1) do not meet."""
+    side = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return 12_500 + int(side) % 2 * 6_500 + os.getpid() % 180 * 16
+
+
 def free_ports(count: int, start: int | None = None) -> list[int]:
     """Return ports that nobody has now, one after the other, below those that the kernel gives to clients."""
     found: list[int] = []
-    start = start or 12_500 + os.getpid() % 1000 * 16
+    start = start or own_ports_from()
     for port in range(start, 32_000):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,12 +3,13 @@
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import trio
 
 from gateway.app import make_app
-from gateway.asgi import App, AsgiLane
+from gateway.asgi import App, AsgiLane, Message, Receive, Send
 from gateway.door import Door, listen, run_gateway
 from gateway.front import Front
 from gateway.page import ByHost, no_page
@@ -129,6 +130,18 @@ class Routed(ByHost):
 
 
 def front_of(hall: Hall) -> Routed:
-    pages = make_app(FakeFleet(), hall.admission, hall.metrics, None)
     front = Front(hall.exchange, Pulls(hall.exchange), hall.metrics, max_body_bytes=MAX_BODY_BYTES)
-    return Routed(AsgiLane(front, cast("App", pages)))
+    return Routed(AsgiLane(front, pages_of(hall)))
+
+
+def pages_of(hall: Hall) -> App:
+    """Return the pages, which are made when one is asked for: it takes longer than most tests."""
+
+    @cache
+    def pages() -> App:
+        return cast("App", make_app(FakeFleet(), hall.admission, hall.metrics, None))
+
+    async def answer(scope: Message, receive: Receive, send: Send) -> None:
+        await pages()(scope, receive, send)
+
+    return answer

@@ -13,6 +13,7 @@ from gateway.admission import Admission, Waiting
 from gateway.dispatch import QUEUE_BYTES
 from gateway.errors import NoWorkerWanted, QueueFull, QueueTimeout, ShuttingDown, told
 from gateway.slots import WorkerSlots
+from tests.fakes.examples import examples
 
 NOTHING_LEFT = "<Admission 0 leases, 0 tickets>"
 
@@ -338,7 +339,7 @@ async def test_what_a_worker_holds_reaches_the_choice(admission: Admission, auto
         assert lease.worker_id == "b"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     asks=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 30), st.integers(0, 40)), max_size=20),
     changes=st.lists(

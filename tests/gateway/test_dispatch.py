@@ -12,6 +12,7 @@ from gateway.affinity import BLOCK_BYTES, prefix_of
 from gateway.dispatch import COOL_S, PASSES_PER_SLOT, Dispatcher
 from gateway.errors import NoWorkerWanted, QueueFull
 from gateway.slots import Ticket, WorkerSlots
+from tests.fakes.examples import examples
 
 NONE: frozenset[str] = frozenset()
 
@@ -497,7 +498,7 @@ class Rush(RuleBasedStateMachine):
 
 
 TestRush = Rush.TestCase
-TestRush.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRush.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 # -- turns and caches ------------------------------------------------------------------------------------------------

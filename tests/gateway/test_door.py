@@ -294,10 +294,10 @@ async def test_over_http_2_too_a_client_that_gives_no_window_is_cut(house: House
     assert repr(house.hall.admission) == NOTHING_LEFT
 
 
-async def test_over_http_2_too_a_large_answer_comes_whole(house: House) -> None:
+async def test_over_http_2_too_a_large_answer_comes_whole(patient_house: House) -> None:
     size = 2_000_000  # many windows
-    await house.hall.worker("a", says(b"y" * size))
-    client = await house.client()
+    await patient_house.hall.worker("a", says(b"y" * size))
+    client = await patient_house.client()
     http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     http.initiate_connection()
     head = [(":method", "POST"), (":path", "/api/chat"), (":scheme", "http"), (":authority", "localhost")]
@@ -312,7 +312,7 @@ async def test_over_http_2_too_a_large_answer_comes_whole(house: House) -> None:
                 if isinstance(event, h2.events.DataReceived):
                     got += len(event.data)
                     http.acknowledge_received_data(event.flow_controlled_length or 0, 1)
-        while repr(house.hall.admission) != NOTHING_LEFT:
+        while repr(patient_house.hall.admission) != NOTHING_LEFT:
             await trio.sleep(0.005)
     assert got == size
 

@@ -128,10 +128,10 @@ async def test_head_and_first_part_go_out_together_and_each_part_as_it_comes(hou
     await client.until(b"0\r\n\r\n")
 
 
-async def test_a_large_answer_comes_whole_to_a_client_that_reads_slowly(house: House) -> None:
+async def test_a_large_answer_comes_whole_to_a_client_that_reads_slowly(patient_house: House) -> None:
     size = 5_000_000
-    await house.hall.worker("a", streams(*[b"y" * 100_000] * (size // 100_000), kind="text/plain"))
-    client = await house.client()
+    await patient_house.hall.worker("a", streams(*[b"y" * 100_000] * (size // 100_000), kind="text/plain"))
+    client = await patient_house.client()
     await client.post("/api/chat", CHAT, "Connection: close")
     await wait_all_tasks_blocked(0.02)
     got = await client.until_closed()

@@ -26,6 +26,7 @@ from gateway.ollama import Answerer
 from gateway.request import Request
 from gateway.rescue import Opened, open_keys
 from supervisor.state_file import set_aside
+from tests.fakes.examples import examples
 
 SECRETS = [make_secret(bytes([number]) * 32) for number in range(3)]
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -302,9 +303,7 @@ def test_a_name_that_is_no_text_is_damage(kept: Path) -> None:
     assert len(asides(kept)) == 1
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=examples(60))
 @given(st.binary(max_size=400), st.integers(0, 30_000), st.booleans())
 def test_whatever_is_written_into_the_file_chimera_starts_and_lets_no_stranger_in(
     kept: Path, written: bytes, at: int, cut: bool

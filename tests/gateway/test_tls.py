@@ -177,7 +177,10 @@ async def until_closed(client: trio.abc.ReceiveStream) -> bytes:
     return got
 
 
-async def test_who_speaks_plain_http_is_told_so_in_plain_http(house: House, dial: Dial) -> None:
+async def test_who_speaks_plain_http_is_told_so_in_plain_http(
+    house: House, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "LINGER_S", 0.1)
     client = await dial(house.served)
     await client.send_all(b"GET /api/version HTTP/1.1\r\nHost: a\r\n\r\n")
     answer = await until_closed(client)

@@ -19,6 +19,7 @@ from supervisor.lifecycle import TRANSITIONS, Event, State
 from supervisor.standing import Goal
 from supervisor.trouble import trouble_of
 from supervisor.worker import Worker
+from tests.fakes.examples import examples
 from tests.fakes.world import CARD, World
 
 # Longer than any wait of the worker's own: the longest back-off, a start, a drain and a stop after each other.
@@ -97,7 +98,7 @@ async def live(world: World, steps: list[tuple[str, float]], folder: Path) -> No
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_worker_always_finds_its_way_back(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, float]]
 ) -> None:

@@ -22,6 +22,7 @@ from supervisor.gpu_health import (
 )
 from supervisor.gpu_reading import RECOVERY_ACTIONS, Gpu, GpuEvent, GpuReading
 from supervisor.xid import XIDS, Action
+from tests.fakes.examples import examples
 
 A, B, PART = "GPU-a", "GPU-b", "MIG-1"
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -408,7 +409,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(STEPS, st.booleans())
 def test_whatever_happens_a_gpu_that_is_well_comes_back_and_nothing_is_told_twice(
     steps: list[tuple[str, str, object]], reset: bool

@@ -12,7 +12,7 @@ from supervisor import tls
 from supervisor.config import Settings
 from supervisor.config_load import load_settings
 from supervisor.errors import BadConfiguration
-from supervisor.tls import is_for, load_pair, trusting, warnings_of, written_faults
+from supervisor.tls import is_for, load_pair, no_tls, trusting, warnings_of, written_faults
 from tests.fakes.certificates import authority, write_pair
 
 NOW_S = 1_800_000_000.0
@@ -243,3 +243,8 @@ def test_a_file_that_cannot_be_trusted_is_a_fault(tmp_path: Path, content: str |
         file.write_text(content)
     with pytest.raises(BadConfiguration, match="TLS_CERT: "):
         trusting(file)
+
+
+def test_a_client_of_plain_http_trusts_nobody() -> None:
+    context = no_tls()
+    assert (context.get_ca_certs(), context.verify_mode, context.check_hostname) == ([], ssl.CERT_REQUIRED, True)

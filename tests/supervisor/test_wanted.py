@@ -12,6 +12,7 @@ from supervisor.events import EventLog
 from supervisor.house import WorkerSpec
 from supervisor.placement import CPU, Placement
 from supervisor.wanted import QuarantineFile, WantedFile
+from tests.fakes.examples import examples
 
 FLEET = [WorkerSpec("w1", CPU, 4), WorkerSpec("w3", Placement("GPU-aaaa"), 1)]
 
@@ -97,7 +98,7 @@ SPECS = st.builds(
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=examples(40))
 @given(st.lists(SPECS, max_size=5, unique_by=lambda spec: spec.id), st.integers(900, 10**9 - 1), st.text(max_size=20))
 def test_any_fleet_reads_back_as_it_was(tmp_path: Path, specs: list[WorkerSpec], number: int, setting: str) -> None:
     WantedFile(tmp_path, setting, EventLog()).save(specs, number)

@@ -10,13 +10,21 @@ from supervisor.embedded import Embedded, embedded_dir, find_embedded
 from tests.fakes.chimera import Chimera, chimera, path_without_ollama
 from tests.fakes.fake_ollama import add_model
 
+# The files that take longest, of those that `make test` gives to two processes: begun first, none is left alone.
+LONGEST = ("test_systemd", "test_real_ollama", "test_clients", "test_faults", "test_keys", "test_gpus", "test_seen")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything below this folder is a system test."""
+    """Everything below this folder is a system test. They come after all others, the longest files first."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.system)
+    items.sort(key=lambda item: (here in item.path.parents, _turn(item.path.stem)))
+
+
+def _turn(file: str) -> int:
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 @pytest.fixture
