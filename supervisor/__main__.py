@@ -271,7 +271,7 @@ async def _run_all(
         models_changed = News()
         keeping = partial(_keep_models, primary, store, house, chance.random, models_changed)
         await stack.enter_async_context(background(keeping))
-        placements = _placements(settings, ollama, ward)
+        placements = _placements(settings, ollama, ward, fleet)
         await stack.enter_async_context(background(fleet.run, placements, started=True))
         keeper = LogKeeper(settings.log_dir, lambda: frozenset(fleet.workers), lambda: house.settings.log_max_bytes)
         await stack.enter_async_context(background(keeper.run))
@@ -298,7 +298,7 @@ async def _run_all(
             house.settings = primary.house.settings = now
             if change.names(Reach.FLEET):
                 try:
-                    fleet.refit(_placements(now, ollama, ward), workers_text(now.workers))
+                    fleet.refit(_placements(now, ollama, ward, fleet), workers_text(now.workers))
                 except SupervisorError:
                     house.settings = primary.house.settings = before
                     raise
@@ -386,12 +386,13 @@ def _models_here(settings: Settings, fleet: Fleet) -> set[str]:
     return {full_name(model) for model in settings.required_models}.union(*held)
 
 
-def _placements(settings: Settings, ollama: Ollama, ward: Ward) -> list[Placement]:
-    """Return where WORKERS wants a worker each; what of it cannot be had is logged."""
+def _placements(settings: Settings, ollama: Ollama, ward: Ward, fleet: Fleet) -> list[Placement]:
+    """Return where WORKERS wants a worker each; what of it cannot be had is logged, and kept for the operator."""
     cpu_workers = EMBEDDED_CPU_WORKERS if ollama.embedded else 1
     placements, faults = wanted_fleet(settings.workers, ward.reading.gpus, cpu_workers)
     for fault in faults:
         log.error(fault)
+    fleet.unplaced = tuple(faults)
     return placements
 
 

@@ -70,7 +70,10 @@ def start(
         raise StartRefused(f"no gateway answered within {START_TIMEOUT_S:.0f} s; see {path}")
     if rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
         problem = next((row["problem"] for row in rows if row["problem"]), "see: chimera status")
-        raise StartRefused(f"no worker became ready: {problem}")
+        raise StartRefused(
+            f"no worker became ready: {problem}; Chimera goes on trying (process {process.pid}, log: {path}), "
+            "until: chimera stop"
+        )
     return process.pid
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -17,9 +17,8 @@ import click
 import httpx
 import trio
 from dotenv.parser import parse_stream
-from rich.console import Console
 
-from supervisor import background, logs, show
+from supervisor import background, logs, output, show
 from supervisor.cli_doctor import GatewaysPart, doctor_command
 from supervisor.cli_keys import key_commands
 from supervisor.cli_service import service_commands
@@ -94,6 +93,13 @@ def faults_told() -> Iterator[None]:
     except SupervisorError as error:
         notifier_of(os.environ).say(STATUS=one_line(str(error)))
         raise Refused(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Refused("interrupted") from error
+    except OSError as error:
+        if not output.is_full(error):
+            raise
+        output.forget(sys.stdout)
+        raise Refused(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _tell_faults(faults: Sequence[str]) -> None:
@@ -159,7 +165,7 @@ def start(env_file: Path) -> None:
 @click.pass_obj
 @command
 def stop(env_file: Path) -> None:
-    """Stop what `start` (or `run`) started; answers that are under way may end first."""
+    """Stop what `start` or `run` started. Answers that are under way may end first."""
     settings = settings_from(env_file, os.environ)
     pid = background.stop(settings)
     click.echo("chimera is not running" if pid is None else f"chimera (process {pid}) has stopped")
@@ -220,11 +226,13 @@ def _verb(name: str, text: str) -> None:
     @click.pass_obj
     @command
     def order(env_file: Path, worker_id: str) -> None:
-        row = _post(settings_from(env_file, os.environ), f"/admin/instances/{worker_id}/{name}", None)
+        settings, path = settings_from(env_file, os.environ), f"/admin/instances/{quote(worker_id, safe='')}"
+        _post(settings, f"{path}/{name}", None)
+        row = _get(settings, path)  # the order's own answer has the state from before it
         click.echo(f"{row['id']}  {row['state']}")
 
 
-_verb("drain", "Give a worker no new requests, and wait for those it has (it stays, cordoned).")
+_verb("drain", "Cordon a worker, and let the requests that it has end.")
 _verb("cordon", "Give a worker no new requests.")
 _verb("uncordon", "Give a worker requests again.")
 _verb("restart", "Drain a worker and start it again.")
@@ -238,7 +246,8 @@ _verb("restart", "Drain a worker and start it again.")
 @command
 def logs_(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
     """Print the log of a worker, or of the primary."""
-    _stream(env_file, f"/admin/instances/{worker_id}/logs?n={count}&follow={int(follow)}", click.echo)
+    path = f"/admin/instances/{quote(worker_id, safe='')}/logs"
+    _stream(env_file, f"{path}?n={count}&follow={int(follow)}", click.echo)
 
 
 @main.command()
@@ -247,7 +256,7 @@ def logs_(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
 @click.pass_obj
 @command
 def events(env_file: Path, follow: bool, as_json: bool) -> None:
-    """Print what happened: every change of a worker or GPU with its cause."""
+    """Print every change of a worker or GPU, with its cause."""
 
     def say(line: str) -> None:
         click.echo(line if as_json else show.event(json.loads(line)))
@@ -261,8 +270,9 @@ def _stream(env_file: Path, path: str, say: Callable[[str], None]) -> None:
         if answer.status_code >= 400:
             answer.read()
             _checked(answer)
-        for line in answer.iter_lines():
-            say(line)
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how one stops following
+            for line in answer.iter_lines():
+                say(line)
 
 
 def _gpu_verb(name: str, text: str) -> None:
@@ -275,7 +285,7 @@ def _gpu_verb(name: str, text: str) -> None:
         click.echo(f"GPU {row['index']} {row['uuid']}  {row['verdict']}")
 
 
-_gpu_verb("quarantine", "Take a GPU out of use: its workers are drained and stopped, until it is released.")
+_gpu_verb("quarantine", "Take a GPU out of use. Its workers are drained and stopped, until it is released.")
 _gpu_verb("release", "Let a quarantined GPU be used again.")
 
 
@@ -289,14 +299,14 @@ def gpus(env_file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=1))
     else:
-        Console().print(show.gpus(answer))
+        show.console().print(show.gpus(answer))
 
 
 @main.command()
 @click.pass_obj
 @command
 def config(env_file: Path) -> None:
-    """Print the effective settings, and check them; every fault at once."""
+    """Print the effective settings; every fault of them at once."""
     settings = servable_settings(env_file, os.environ)
     for name, value in effective(settings).items():
         click.echo(f"{name}={value}")
@@ -310,7 +320,7 @@ def config(env_file: Path) -> None:
 @click.pass_obj
 @command
 def env(env_file: Path) -> None:
-    """Print the variables that client.sh and the scripts need, for: eval "$(chimera env)"."""
+    """Print the variables that client.sh and the scripts need. For: eval "$(chimera env)"."""
     settings = settings_from(env_file, os.environ)
     written, _ = read_dotenv(env_file)
     own = {name: text for name in CLIENT_NAMES if (text := os.environ.get(name) or written.get(name))}
@@ -380,7 +390,10 @@ def _get(settings: Settings, path: str) -> dict[str, Any]:
 
 def _post(settings: Settings, path: str, body: object) -> dict[str, Any]:
     with _client(settings) as client, _connected(settings):
-        return _object(client.post(path, json=body) if body else client.post(path))
+        try:
+            return _object(client.post(path, json=body) if body else client.post(path))
+        except KeyboardInterrupt as error:
+            raise Refused("interrupted; what was asked for goes on, see: chimera status") from error
 
 
 def _call(env_file: Path, method: str, path: str, body: object = None) -> dict[str, Any]:
@@ -427,7 +440,7 @@ def _fleet_of(settings: Settings) -> Callable[[], dict[str, Any] | None]:
 
 
 def _print_status(settings: Settings) -> None:
-    Console().print(show.status(settings.shown_url, _fleet(settings), _get(settings, "/admin/gpus")))
+    show.console().print(show.status(settings.shown_url, _fleet(settings), _get(settings, "/admin/gpus")))
 
 
 if __name__ == "__main__":

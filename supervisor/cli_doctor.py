@@ -31,7 +31,7 @@ def doctor_command(settings_from: ReadSettings, gateways: Callable[[], GatewaysP
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @click.pass_context
     def command(context: click.Context, as_json: bool) -> None:
-        """Check driver, Ollama, ports, store, disks, rights, service; say what to do. Exit status 1: a fault."""
+        """Look at all that Chimera needs, and say what to do. Exit status 1: a fault."""
         found = trio.run(_examined, context.obj, settings_from, gateways)
         worst = doctor.worst(found)
         if as_json:

@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 
 from supervisor import show
 
@@ -70,7 +69,7 @@ def key_commands(call: Call) -> click.Group:
         if as_json:
             click.echo(json.dumps(answer, indent=1))
         elif answer["keys"]:
-            Console().print(show.keys(answer["keys"]))
+            show.console().print(show.keys(answer["keys"]))
         else:
             click.echo("no keys; make one with: chimera keys create NAME")
         if answer["keys"] and not answer["required"] and not as_json:

@@ -42,7 +42,7 @@ def service_commands(
     @click.command()
     @click.pass_obj
     def reload(env_file: Path) -> None:
-        """Let changed settings count: those that can at once, others by restarting worker after worker."""
+        """Let changed settings count. Those that can do at once, others restart worker after worker."""
         with faults_told():
             written, _ = read_file(env_file)
             state_dir = state_dir_of(os.environ, written)
@@ -60,7 +60,7 @@ def service_commands(
     @click.command("upgrade-check")
     @click.pass_obj
     def upgrade_check(env_file: Path) -> None:
-        """Say whether this version accepts the present configuration and the database; nothing is changed."""
+        """Say whether this version accepts the settings and database. Nothing is changed."""
         with faults_told():
             settings = settings_from(env_file, os.environ)
             ollama = locate_ollama(settings, os.environ)
@@ -72,7 +72,7 @@ def service_commands(
     @click.option("--into", type=click.Path(path_type=Path), default=SYSTEM_UNITS, show_default=True)
     @click.pass_obj
     def units(env_file: Path, write: bool, into: Path) -> None:
-        """Show what of systemd's units follows from the settings: where the socket listens, what may be written."""
+        """Show what of systemd's units follows from the settings. Where its socket listens, what may be written."""
         with faults_told():
             settings = settings_from(env_file, os.environ)
             made = drop_ins(settings, _addresses(settings))

@@ -409,6 +409,8 @@ def _secret(name: str, text: str) -> bool:
 def _plain(message: str, written: str | None) -> str:
     """Return pydantic's message in our words, with what was written unless it is there already."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    for theirs, ours in (("integer", "a whole number"), ("number", "a number"), ("boolean", "true or false")):
+        message = re.sub(rf"a valid {theirs}(, .*)?$", ours, message)
     if written is None or repr(written) in message or message.startswith("'"):
         return message
     return f"{message} (it is {written!r})"

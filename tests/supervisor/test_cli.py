@@ -237,6 +237,7 @@ def test_help_names_every_command_of_the_contract(chimera: Chimera) -> None:
     }  # fmt: skip
     assert all(command.help for command in main.commands.values())
     assert chimera("--version").stdout.startswith("chimera, version ")
+    assert "..." not in done.stdout.partition("Commands:")[2]  # each has its whole sentence
 
 
 # -- config ----------------------------------------------------------------------------------------------------------
@@ -320,8 +321,46 @@ def test_prune_asks_for_what_was_named(asks: Chimera, gateway: Gateway, words: l
 
 @pytest.mark.parametrize("verb", ["drain", "cordon", "uncordon", "restart"])
 def test_orders_name_their_worker(asks: Chimera, gateway: Gateway, verb: str) -> None:
-    gateway.says(f"POST /admin/instances/w1/{verb}", WORKER | {"state": "CORDONED"}, 202)
+    gateway.says(f"POST /admin/instances/w1/{verb}", WORKER, 202)
+    gateway.says("GET /admin/instances/w1", WORKER | {"state": "CORDONED"})
     assert asks(verb, "w1").stdout == "w1  CORDONED\n"
+
+
+def test_a_worker_that_is_no_name_is_asked_for_as_it_was_written(asks: Chimera, gateway: Gateway) -> None:
+    asks("cordon", "../gpus")
+    asks("logs", "a/b?c")
+    assert [path for _, path, _ in gateway.asked] == [
+        "/admin/instances/..%2Fgpus/cordon", "/admin/instances/a%2Fb%3Fc/logs?n=200&follow=0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status"], "chimera: interrupted\n"),
+        (["spawn", "--wait"], "chimera: interrupted; what was asked for goes on, see: chimera status\n"),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_what_goes_on(
+    asks: Chimera, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("httpx.Client.request", interrupted)
+    done = asks(*words)
+    assert (done.exit_code, done.stderr) == (1, said)
+
+
+def test_ctrl_c_is_the_way_to_stop_following(asks: Chimera, monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> None:
+    def interrupted(*_: object) -> Iterator[str]:
+        yield "one"
+        raise KeyboardInterrupt
+
+    gateway.says("GET /admin/instances/w1/logs?n=200&follow=1", b"one\n")
+    monkeypatch.setattr("httpx.Response.iter_lines", interrupted)
+    done = asks("logs", "-f", "w1")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "one\n", "")
 
 
 @pytest.mark.parametrize(("verb", "verdict"), [("quarantine", "quarantined"), ("release", "well")])
