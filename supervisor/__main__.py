@@ -218,7 +218,7 @@ async def _run_all(
     """Bring everything up, wait for the word to stop, take everything down; the stack unwinds in reverse order."""
     chance = random.Random()  # noqa: S311 - jitter and ties, not secrets
     prober, meter = Prober(), UsageMeter()
-    metrics = Metrics(ModelLabels(lambda: _models_here(house.settings, fleet)))
+    metrics = Metrics(ModelLabels(lambda: _models_here(house.settings, fleet)), lambda: certificate.ends_at_s)
     upstream = Upstream(first_byte_timeout_s=settings.first_byte_timeout_s, stall_timeout_s=settings.stall_timeout_s)
     admission = Admission(
         settings.queue_size, settings.queue_timeout_s, chance.random, upstream.forget, settings.queue_bytes
@@ -282,7 +282,7 @@ async def _run_all(
         serving = partial(
             run_gateway, ByHost(front, AsgiLane(front, cast("App", pages)), no_page), sockets, express=front,
             tls=lambda: certificate.context, stall_timeout_s=settings.stall_timeout_s,
-            max_connections=fit_descriptors(settings.max_connections),
+            max_connections=fit_descriptors(settings.max_connections), refused=metrics.refused_at_door,
         )  # fmt: skip
         await stack.enter_async_context(background(certificate.run))
         door: Door = await stack.enter_async_context(background(serving, started=True))
