@@ -244,7 +244,7 @@ async def _run_all(
     exchange = Exchange(admission, upstream, metrics, settings.ollama_port, fleet, notes)
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     proxies = TrustedProxies(settings.trusted_proxies)
-    pages = make_app(operator, admission, metrics, token, keyring, proxies, _domains(settings))
+    pages = make_app(operator, admission, metrics, token, keyring, proxies, _domains(settings), lambda: book.access)
     pulls = Pulls(exchange)
 
     async with AsyncExitStack() as stack:
