@@ -6,7 +6,7 @@ As of other requests: never a query, a body, a token or a key. What a change was
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from uuid import uuid4
+from random import getrandbits
 
 import trio
 
@@ -43,7 +43,7 @@ def following(
     and events that are followed) has its line when it begins.
     """
     client = proxies.origin(peer, headers).address
-    asked = Followed(request_id_of(first_values(headers), uuid4().hex), client, method, path, trio.current_time())
+    asked = Followed(request_id_of(first_values(headers), getrandbits), client, method, path, trio.current_time())
     try:
         yield asked
     except trio.Cancelled:

@@ -42,7 +42,7 @@ def service_commands(
     @click.command()
     @click.pass_obj
     def reload(env_file: Path) -> None:
-        """Let changed settings count. Those that can do at once, others restart worker after worker."""
+        """Let changed settings count. Some do at once, for others worker after worker restarts."""
         with faults_told():
             written, _ = read_file(env_file)
             state_dir = state_dir_of(os.environ, written)
@@ -72,7 +72,7 @@ def service_commands(
     @click.option("--into", type=click.Path(path_type=Path), default=SYSTEM_UNITS, show_default=True)
     @click.pass_obj
     def units(env_file: Path, write: bool, into: Path) -> None:
-        """Show what of systemd's units follows from the settings. Where its socket listens, what may be written."""
+        """Show what of systemd's units follows from the settings."""
         with faults_told():
             settings = settings_from(env_file, os.environ)
             made = drop_ins(settings, _addresses(settings))
