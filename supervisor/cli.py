@@ -156,7 +156,12 @@ def run(env_file: Path) -> None:
 def start(env_file: Path) -> None:
     """Start in the background; returns when the fleet is ready."""
     settings, _ = _ollama(servable_settings(env_file, os.environ))
-    pid = background.start(settings, env_file, _fleet_of(settings), click.echo)
+    try:
+        pid = background.start(settings, env_file, _fleet_of(settings), click.echo)
+    except KeyboardInterrupt as error:
+        raise Refused(
+            "interrupted; Chimera goes on in the background, see: chimera status; to end it: chimera stop"
+        ) from error
     click.echo(f"chimera runs (process {pid}) at {settings.shown_url}; log: {background.log_path(settings)}")
     _print_status(settings)
 

@@ -352,6 +352,17 @@ def test_ctrl_c_is_one_line_that_says_what_goes_on(
     assert (done.exit_code, done.stderr) == (1, said)
 
 
+def test_ctrl_c_of_a_start_says_that_chimera_goes_on(chimera: Chimera, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("supervisor.background.start", interrupted)
+    done = chimera("start")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("chimera: interrupted; Chimera goes on in the background")
+    assert done.stderr.count("\n") == 1
+
+
 def test_ctrl_c_is_the_way_to_stop_following(asks: Chimera, monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> None:
     def interrupted(*_: object) -> Iterator[str]:
         yield "one"
