@@ -709,9 +709,15 @@ run_status() {
     if ((i == 0)); then row "${heads[@]^^}"; fi
     row "${cells[@]}"
   done
-  if ((i)); then table; else echo 'no GPUs'; fi
+  if ((i)); then
+    table
+  else
+    value .fault
+    printf 'GPUs: none%s\n' "${REPLY:+ ($REPLY)}"
+  fi
   for path in "${PATHS[@]}"; do # what is said of all of them, such as why there are none
     value "$path"
+    if ((i == 0)) && [[ $path == .fault ]]; then continue; fi # it is said
     if [[ $path != .*.* && -n $REPLY ]]; then printf '%s: %s\n' "${path#.}" "$REPLY"; fi
   done
 }

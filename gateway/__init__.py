@@ -33,7 +33,7 @@ answers, what a body asks for, what an error says), `load_options` (what would l
 
 What is told of a request: `phases` are noted while it runs, each try at a worker by `noted`; when it has ended `book`
 makes of them the `metrics` (kept in `tally`; its `labels` stay few, with `fleet_metrics` for workers and GPUs), its
-`access` line (its time written by `stamps`) and, where asked for, its spans
+`access` line (its time written by `stamps`; `admin_access` has that of the admin API) and, where asked for, its spans
 (`tracing`, with `traceparent`). `ending` says whether a stream came to its end.
 
 `openapi` tells all of it to programs, at GET /openapi.json; a new route needs its row there, a test says which.

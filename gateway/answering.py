@@ -148,6 +148,7 @@ def answering(app: App, stream: GuardedStream, kept: Callable[[], int]) -> App:
         stream.changed()
         try:
             if stream.place is Place.RESERVE and answerer(scope["method"], scope["path"]) is not Answerer.GATEWAY:
+                stream.refused(NO_PLACE.status)
                 await _no_place(scope, call.send)
             else:
                 await app(scope, call.receive, call.send)

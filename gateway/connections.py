@@ -7,6 +7,7 @@ gets a 503 that says why. That is kinder than a full backlog, in which a load ba
 """
 
 import resource
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
@@ -62,8 +63,10 @@ class Member(Waiter, Protocol):
 class Connections:
     """The open connections."""
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, refused: Callable[[int], None] = lambda _: None) -> None:
+        """`refused` is told the status of what is refused before it is a request, or has no place."""
         self.bound = bound
+        self.refused = refused
         self.unread = 0  # bytes that clients have not taken yet
         self._members: dict[Member, Place] = {}
         self._standing: dict[Member, Standing] = {}

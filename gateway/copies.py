@@ -2,13 +2,14 @@
 
 A copy is made by SQLite's own backup (a file that is copied while somebody writes it is none), checked, and only then
 given its name; so each that has a name is whole. A copy has what it was made of: a key that was revoked later is good
-in it. So none may outlive a revocation (`Copies.make`, `alone`).
+in it. So none may outlive a revocation, which a copy has before the database has it (`Copies.make`, `ahead`).
 """
 
 import filecmp
 import os
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,16 +35,18 @@ class Copies:
             return []
         return sorted(there, key=_number, reverse=True)
 
-    def make(self, source: sqlite3.Connection, *, alone: bool = False) -> None:
+    def make(self, source: sqlite3.Connection, *, ahead: Callable[[Path], None] | None = None) -> None:
         """Copy the database if it has changed; `source` is a connection to it without a transaction.
 
-        `alone`: no older copy stays, also when there is no new one. Raises OSError and sqlite3.Error when the disk
-        does not take it or the database is damaged.
+        `ahead` writes into the copy what the database is to have next; then no older copy stays, also when there is
+        no new one. Raises OSError and sqlite3.Error when the disk does not take it or the database is damaged, and
+        what `ahead` raises.
         """
         older = self.newest_first()
+        alone = ahead is not None
         going = older if alone else []
         try:
-            _write(source, self._trial)
+            _write(source, self._trial, ahead)
             if older and filecmp.cmp(self._trial, older[0], shallow=False):  # else starts alone would crowd others out
                 self._trial.unlink()
                 going = going[1:]
@@ -54,6 +57,8 @@ class Copies:
         finally:
             for old in going:
                 old.unlink(missing_ok=True)
+            if alone and going:
+                _sync(self._place.parent)  # before the database has it, none of them comes back after a power cut
 
     def put_back(self, copy: Path) -> bool:
         """Put a copy in the database's place, in which there is none; False: it is damaged itself.
@@ -88,8 +93,11 @@ def _reading(copy: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
-def _write(source: sqlite3.Connection, trial: Path) -> None:
-    """Copy a database into a file of its own, and check it. What fails (OSError, sqlite3.Error) leaves no file."""
+def _write(source: sqlite3.Connection, trial: Path, ahead: Callable[[Path], None] | None = None) -> None:
+    """Copy a database into a file of its own, and check it. What fails (OSError, sqlite3.Error) leaves no file.
+
+    `ahead` then writes more into it.
+    """
     try:
         for left in (
             trial,
@@ -103,6 +111,8 @@ def _write(source: sqlite3.Connection, trial: Path) -> None:
             if found != "ok":
                 raise sqlite3.DatabaseError(f"malformed: {found}")
             target.execute("PRAGMA journal_mode=DELETE")  # one file, with no other beside it
+        if ahead is not None:
+            ahead(trial)
         _sync(trial)
     except BaseException:
         with suppress(OSError):

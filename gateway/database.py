@@ -22,7 +22,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Executable, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -164,10 +164,10 @@ class Database:
         if not whole and not any(path.with_name(path.name + ending).exists() for ending in ("-wal", "-journal")):
             raise self._fault("malformed: it was cut short")  # SQLite takes nought for what is missing of a page
 
-    def copy(self, *, alone: bool = False) -> None:
+    def copy(self, *, ahead: Executable | None = None) -> None:
         """Copy it, as `Copies.make` does. A copy that cannot be made is logged, and keeps nobody from anything.
 
-        A PostgreSQL is its own operator's to copy.
+        `ahead` is a statement that the copy has before the database itself. A PostgreSQL is its own operator's to copy.
         """
         if self.path is None:
             return
@@ -176,7 +176,7 @@ class Database:
             try:
                 source = connection.driver_connection
                 assert isinstance(source, sqlite3.Connection)  # noqa: S101 - for the type checker: the driver's
-                Copies(self.path).make(source, alone=alone)
+                Copies(self.path).make(source, ahead=partial(_carry_out, ahead) if ahead is not None else None)
             finally:
                 connection.close()
         except (OSError, sqlite3.Error, SQLAlchemyError, UnicodeDecodeError) as error:
@@ -206,6 +206,13 @@ def open_database(written: str | None, state_dir: Path) -> Database:
     database = Database(url_of(written, state_dir))
     database.open()
     return database
+
+
+def _carry_out(statement: Executable, path: Path) -> None:
+    """Carry out a statement in another SQLite file. Raises SQLAlchemyError."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool, hide_parameters=True)
+    with engine.begin() as connection:
+        connection.execute(statement)
 
 
 def _look_into(path: str) -> sqlite3.Connection:

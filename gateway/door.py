@@ -126,18 +126,20 @@ async def run_gateway(
     tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     stall_timeout_s: float,
     max_connections: int,
+    refused: Callable[[int], None] = lambda _: None,
     task_status: trio.TaskStatus[Door] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on listening sockets. The gateway's task; starts with its Door.
 
     `express` answers the requests that the express lane takes; None: all of them go to `app`. `tls` is asked for each
-    new connection, what it speaks TLS with; None: it speaks plain HTTP.
+    new connection, what it speaks TLS with; None: it speaks plain HTTP. `refused` is told the status of each request
+    that is refused before it is understood, and of each connection that has no place.
     Cancellation cuts every connection: whoever wants answers to end first calls `Door.close` and waits.
     """
     config = _config()
     proxies = express.proxies if express else TrustedProxies()
     leaving = Leaving()
-    door = Door(sockets, Connections(max_connections), WorkerContext(None), trio.CancelScope())
+    door = Door(sockets, Connections(max_connections, refused), WorkerContext(None), trio.CancelScope())
 
     async def serve(stream: GuardedStream) -> None:
         try:
@@ -168,7 +170,10 @@ async def run_gateway(
                 secured = Tls(context) if context else None
                 stream = GuardedStream(sock, door.connections, place, nursery, stall_timeout_s, secured)
                 nursery.start_soon(serve, stream)
-            elif context:
+                return
+            refused(NO_PLACE.status)
+            log.debug("connection refused", status=NO_PLACE.status, cause=NO_PLACE.sentence)
+            if context:
                 sock.close()  # nothing can be said before a handshake
             else:
                 _turn_away(sock)

@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 from sqlalchemy import Row, insert, select, update
 
-from gateway.database import Damaged, Database
+from gateway.database import Damaged, Database, DatabaseFault
 from gateway.keys import Key
 from gateway.limits import Limits
 from gateway.tables import api_keys
@@ -33,7 +33,8 @@ class _Row(msgspec.Struct):
 class KeyStore:
     """Reads and writes keys; each call is one transaction. A database that was changed is copied (`gateway.copies`).
 
-    Where rights were taken away no older copy stays: a database put back from it would give them again.
+    Where rights are taken away the copy has it first, and no older one stays: whenever Chimera is killed, a database
+    that is put back gives no right again that was taken.
     """
 
     def __init__(self, database: Database) -> None:
@@ -65,12 +66,10 @@ class KeyStore:
         """Write what may change of a key: its name, limits, priority and rights."""
         values = {"name": key.name, "priority": key.priority, "models": key.models, **asdict(key.limits)}
         self._update(key.id, values)
-        self._database.copy(alone=True)
 
     def revoke(self, key_id: str, at: datetime) -> None:
         """Write that a key counts no more."""
         self._update(key_id, {"revoked_at": at})
-        self._database.copy(alone=True)
 
     def used(self, moments: Mapping[str, datetime]) -> None:
         """Write when keys were last used, by id, all in one transaction."""
@@ -80,8 +79,14 @@ class KeyStore:
                 connection.execute(update(api_keys).where(row).values(last_used_at=moment))
 
     def _update(self, key_id: str, values: Mapping[str, object]) -> None:
-        with self._database.transaction() as connection:
-            connection.execute(update(api_keys).where(api_keys.c.id == _number(key_id)).values(values))
+        statement = update(api_keys).where(api_keys.c.id == _number(key_id)).values(values)
+        self._database.copy(ahead=statement)
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(statement)
+        except DatabaseFault:
+            self._database.copy()  # what the copy had ahead has not come about
+            raise
 
 
 def _number(key_id: str) -> int:

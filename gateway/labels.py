@@ -22,6 +22,17 @@ def status_label(status: int) -> str:
     return str(status) if 100 <= status <= 599 else "0"
 
 
+DOOR_REASONS = {
+    400: "malformed", 408: "too_slow", 414: "target_too_long", 431: "headers_too_large", 501: "unknown_coding",
+    503: "no_place", 505: "unknown_version",
+}  # fmt: skip
+
+
+def door_reason(status: int) -> str:
+    """Return why a request was refused at the door, one of few words."""
+    return DOOR_REASONS.get(status, OTHER)
+
+
 _ROUTES = FORWARDED | {
     "/", "/api/version", "/api/tags", "/api/ps", "/api/show", "/api/pull", "/api/push", "/api/create", "/api/copy",
     "/api/delete", "/v1/models",

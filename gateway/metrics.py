@@ -1,13 +1,13 @@
 """Prometheus metrics of the gateway. Counting is a few attribute updates; everything else happens at /metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
 from gateway.fleet_metrics import FleetCollector
-from gateway.labels import ModelLabels, status_label
-from gateway.tally import Spread, Tally
+from gateway.labels import ModelLabels, door_reason, status_label
+from gateway.tally import Moment, Spread, Tally
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -19,8 +19,13 @@ class Metrics:
     No label is of a client's own choosing: see `gateway.labels`.
     """
 
-    def __init__(self, models: ModelLabels | None = None) -> None:
-        """`models`: which names of models are labels; without it all are "other"."""
+    def __init__(
+        self, models: ModelLabels | None = None, certificate_ends_at_s: Callable[[], float | None] = lambda: None
+    ) -> None:
+        """`models`: which names of models are labels; without it all are "other".
+
+        `certificate_ends_at_s` says when the certificate in use ends, in seconds since 1970; None: there is none.
+        """
         self.registry = CollectorRegistry()
         self._models = models or ModelLabels()
         self._fleet = FleetCollector()
@@ -43,6 +48,10 @@ class Metrics:
         self._speed = self._spread(
             "chimera_answer_tokens_per_second", "How fast the tokens of a whole stream came", bounds=_SPEEDS
         )
+        self._turned_away = self._tally(
+            "chimera_refused_at_door_total", "Requests refused before they were understood, and connections without a "
+            "place", "reason",
+        )  # fmt: skip
         self._refusals = self._tally("chimera_queue_refusals_total", "Requests that got no slot", "cause")
         self._left = self._tally(
             "chimera_clients_left_total", "Clients that left before their answer was whole", "phase"
@@ -64,6 +73,10 @@ class Metrics:
             "chimera_queue_oldest_seconds", "How long the oldest ticket has waited", registry=self.registry
         )
         self.registry.register(self._fleet)
+        self.registry.register(Moment(
+            "chimera_tls_certificate_expires_timestamp_seconds",
+            "When the TLS certificate in use ends, in seconds since 1970", certificate_ends_at_s,
+        ))  # fmt: skip
         ProcessCollector(registry=self.registry)  # the usual process_* of this process: its start, memory, descriptors
 
     def _tally(self, name: str, text: str, *labels: str) -> Tally:
@@ -91,6 +104,10 @@ class Metrics:
     def refused(self, cause: str) -> None:
         """A request got no slot; `cause` is one of gateway.phases.REFUSALS."""
         self._refusals.add(cause)
+
+    def refused_at_door(self, status: int) -> None:
+        """A request, or a connection, was refused with this status before anything of it was done."""
+        self._turned_away.add(door_reason(status))
 
     def left(self, phase: str) -> None:
         """A client left; `phase` is one of gateway.phases.LEFT_IN."""

@@ -72,8 +72,11 @@ _SPAWNED = shape("the new workers", instances=listed(ref("Instance")))
 _PRUNED = shape("the ids of those that go", pruned=listed(STRING))
 _FLEET = shape("", instances=listed(ref("Instance")), queue=ref("Queue"), primary=ref("Primary"))
 _ONE = {"anyOf": [ref("Instance"), ref("Primary")]}
-_GPUS = shape("", gpus=listed(ref("Gpu")), driver_version={"type": ["string", "null"]}, fault=about(
-    "why there are none", {"type": ["string", "null"]}))  # fmt: skip
+_GPUS = shape(
+    "", gpus=listed(ref("Gpu")), driver_version={"type": ["string", "null"]},
+    fault=about("why there are none", {"type": ["string", "null"]}),
+    unplaced=about("what of WORKERS has no place here", listed(STRING)),
+)  # fmt: skip
 _ONE_GPU = answers("the GPU", ref("Gpu"), status=202, refused=(404,))
 _KEYS = shape("`required`: whether API_KEYS_REQUIRED", keys=listed(ref("Key")), required=TRUTH)
 _QUEUE = shape("", queue=ref("Queue"), tickets=listed(ref("Ticket")))

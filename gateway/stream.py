@@ -274,7 +274,12 @@ class GuardedStream(trio.abc.HalfCloseableStream):
                 self._reading.cancel()
         return True
 
+    def refused(self, status: int) -> None:
+        """Count what is refused here, before anything of it was done."""
+        self._connections.refused(status)
+
     def _refuse(self, refused: Refused) -> None:
+        self.refused(refused.status)
         log.debug("request refused", status=refused.status, cause=refused.sentence)
         if any(call.begun for call in self.calls):
             self.cut()  # its answer is on its way already: that it ends here must be seen

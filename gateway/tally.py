@@ -6,9 +6,9 @@ done for it (docs/performance.md). Here everything happens in one thread, trio's
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 Labels = tuple[str, ...]
@@ -73,3 +73,17 @@ class Spread(Collector):
                 rows.append((end, float(below)))
             family.add_metric(labels, rows, self._sums[labels])
         yield family
+
+
+class Moment(Collector):
+    """A gauge without labels that is asked for when Prometheus asks, and is absent while there is nothing to tell."""
+
+    def __init__(self, name: str, text: str, told: Callable[[], float | None]) -> None:
+        """`told` returns its value; None: it is absent."""
+        self._name, self._text, self._told = name, text, told
+
+    def collect(self) -> Iterator[Metric]:
+        """As the library asks for it."""
+        value = self._told()
+        if value is not None:
+            yield GaugeMetricFamily(self._name, self._text, value=value)

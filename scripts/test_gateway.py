@@ -192,7 +192,8 @@ class Gateway:
         except httpx.HTTPError as error:
             raise GivenUp(f"{method} {self.url}{path}: {str(error) or type(error).__name__}") from error
         if response.is_error:
-            hint = " (ADMIN_TOKEN holds the token)" if response.status_code in (401, 403) else ""
+            holds = "ADMIN_TOKEN holds the token" if path.startswith("/admin/") else "CHIMERA_API_KEY holds the key"
+            hint = f" ({holds})" if response.status_code in (401, 403) else ""
             raise GivenUp(f"{method} {path}: {error_text(response.status_code, response.text)}{hint}")
         return response.json()
 

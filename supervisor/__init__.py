@@ -41,7 +41,7 @@ wrong with the gateway's certificate, and has our own commands trust it; `certif
 
 `store` brings in models through the primary; `embedded` and `locate` find the ollama to run; `wanted` is on disk what
 the operator asked for, each file of the kind a `state_file`; `lock` is the state directory's lock, `events` what
-happened; `operator` and `show` are what people see.
+happened; `operator` and `show` are what people see (`output`: where there is no room for it).
 
 Logs: `logs` is the form of all lines, `journal` that of systemd's journal; `lines` takes those of each request without
 waiting for a disk, `logfiles` writes them; `notes` tells in a worker's own log which request it was given. `log_keeper`

@@ -21,7 +21,12 @@ HTTP_TIMEOUT_S = 1000.0
 def call(settings: Settings, method: str, path: str, body: object = None) -> dict[str, Any]:
     """Return the JSON object that is answered."""
     with _client(settings) as client, _connected(settings):
-        return _object(client.request(method, path, json=body))
+        try:
+            return _object(client.request(method, path, json=body))
+        except KeyboardInterrupt as error:
+            if method == "GET":
+                raise
+            raise Refused("interrupted; what was asked for goes on, see: chimera status") from error
 
 
 def lines(settings: Settings, path: str) -> Iterator[str]:

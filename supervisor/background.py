@@ -64,7 +64,10 @@ def start(
     rows = answer["instances"]
     if rows and not any(row["state"] in ("IDLE", "BUSY") for row in rows):
         problem = next((row["problem"] for row in rows if row["problem"]), "see: chimera status")
-        raise StartRefused(f"no worker became ready: {problem}")
+        raise StartRefused(
+            f"no worker became ready: {problem}; Chimera goes on trying (process {process.pid}, log: {path}), "
+            "until: chimera stop"
+        )
     return process.pid
 
 

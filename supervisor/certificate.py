@@ -17,7 +17,7 @@ from supervisor.beat import beat
 from supervisor.config import Settings
 from supervisor.errors import BadConfiguration
 from supervisor.events import EventLog
-from supervisor.tls import load_pair, warnings_of
+from supervisor.tls import ends_at_s, load_pair, warnings_of
 
 log = structlog.get_logger("chimera")
 
@@ -31,11 +31,15 @@ Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A certificate that was read, as TLS is to be spoken with it; `context` None: plain HTTP is."""
+    """A certificate that was read, as TLS is to be spoken with it; `context` None: plain HTTP is.
+
+    `ends_at_s`: when it ends, in seconds since 1970; None where nobody can tell.
+    """
 
     context: ssl.SSLContext | None
     stamp: Stamp
     warnings: list[str]
+    ends_at_s: float | None = None
 
 
 class Certificate:
@@ -54,6 +58,11 @@ class Certificate:
         """What a connection that begins now speaks TLS with."""
         return self._shown.context
 
+    @property
+    def ends_at_s(self) -> float | None:
+        """When the certificate that new connections get ends, in seconds since 1970; None without one."""
+        return self._shown.ends_at_s
+
     def read(self, settings: Settings) -> Shown:
         """Read the certificate of these settings. Raises BadConfiguration. Blocks: reads files."""
         if settings.tls_cert is None or settings.tls_key is None:
@@ -61,7 +70,7 @@ class Certificate:
         stamp = stamp_of(settings.tls_cert, settings.tls_key)  # before the reading: what changes meanwhile is seen then
         context = self._made()
         load_pair(context, settings.tls_cert, settings.tls_key)
-        return Shown(context, stamp, _warnings(settings))
+        return Shown(context, stamp, _warnings(settings), ends_at_s(context, settings.tls_cert))
 
     def show(self, settings: Settings, shown: Shown) -> None:
         """Let new connections have what was read of these settings."""

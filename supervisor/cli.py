@@ -11,7 +11,7 @@ import trio
 
 from supervisor import background, cli_fleet, cli_service, logs
 from supervisor.cli_doctor import doctor
-from supervisor.cli_faults import faults_told
+from supervisor.cli_faults import Refused, faults_told
 from supervisor.cli_keys import keys
 from supervisor.config import CLIENT_NAMES, Settings
 from supervisor.config_text import effective
@@ -55,7 +55,12 @@ def run(env_file: Path) -> None:
 def start(env_file: Path) -> None:
     """Start in the background; returns when the fleet is ready."""
     settings, _ = _to_serve_by(env_file)
-    pid = background.start(settings, env_file, partial(cli_fleet.fleet_if_there, settings), click.echo)
+    try:
+        pid = background.start(settings, env_file, partial(cli_fleet.fleet_if_there, settings), click.echo)
+    except KeyboardInterrupt as error:
+        raise Refused(
+            "interrupted; Chimera goes on in the background, see: chimera status; to end it: chimera stop"
+        ) from error
     click.echo(f"chimera runs (process {pid}) at {settings.shown_url}; log: {background.log_path(settings)}")
     cli_fleet.print_status(settings)
 
@@ -64,7 +69,7 @@ def start(env_file: Path) -> None:
 @click.pass_obj
 @faults_told()
 def stop(env_file: Path) -> None:
-    """Stop what `start` (or `run`) started; answers that are under way may end first."""
+    """Stop what `start` or `run` started. Answers that are under way may end first."""
     settings = settings_from(env_file, os.environ)
     pid = background.stop(settings)
     click.echo("chimera is not running" if pid is None else f"chimera (process {pid}) has stopped")
@@ -74,7 +79,7 @@ def stop(env_file: Path) -> None:
 @click.pass_obj
 @faults_told()
 def config(env_file: Path) -> None:
-    """Print the effective settings, and check them; every fault at once."""
+    """Print the effective settings; every fault of them at once."""
     settings = servable_settings(env_file, os.environ)
     for name, value in effective(settings).items():
         click.echo(f"{name}={value}")
@@ -88,7 +93,7 @@ def config(env_file: Path) -> None:
 @click.pass_obj
 @faults_told()
 def env(env_file: Path) -> None:
-    """Print the variables that client.sh and the scripts need, for: eval "$(chimera env)"."""
+    """Print the variables that client.sh and the scripts need. For: eval "$(chimera env)"."""
     settings = settings_from(env_file, os.environ)
     written, _ = read_dotenv(env_file)
     own = {name: text for name in CLIENT_NAMES if (text := os.environ.get(name) or written.get(name))}

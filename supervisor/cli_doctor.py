@@ -25,7 +25,7 @@ from supervisor.lock import holder
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Check driver, Ollama, ports, store, disks, rights, service; say what to do. Exit status 1: a fault."""
+    """Look at all that Chimera needs, and say what to do. Exit status 1: a fault."""
     found = trio.run(_examined, context.obj)
     verdict = worst(found)
     if as_json:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from supervisor import output
 from supervisor.errors import BadConfiguration, SupervisorError
 from supervisor.notify import notifier_of, one_line
 
@@ -42,3 +43,10 @@ def faults_told() -> Iterator[None]:
     except SupervisorError as error:
         notifier_of(os.environ).say(STATUS=one_line(str(error)))
         raise Refused(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Refused("interrupted") from error
+    except OSError as error:
+        if not output.is_full(error):
+            raise
+        output.forget(sys.stdout)
+        raise Refused(f"standard output cannot be written: {error.strerror}") from error

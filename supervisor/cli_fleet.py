@@ -2,12 +2,12 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 
 from supervisor import show
 from supervisor.admin_client import call, lines
@@ -35,7 +35,7 @@ def status(env_file: Path, as_json: bool, watch: bool) -> None:
 
 def print_status(settings: Settings) -> None:
     """Print the tables of `chimera status`."""
-    Console().print(show.status(settings.shown_url, _fleet(settings), _gpus(settings)))
+    show.console().print(show.status(settings.shown_url, _fleet(settings), _gpus(settings)))
 
 
 def fleet_if_there(settings: Settings) -> dict[str, Any] | None:
@@ -85,27 +85,30 @@ def prune(env_file: Path, ids: tuple[str, ...], gpu: str | None, idle: bool, for
     click.echo("pruned " + " ".join(pruned) if pruned else "nothing to prune")
 
 
-def _order(name: str, metavar: str, path: str, said: str, text: str) -> click.Command:
-    """Return a command that gives one worker or GPU an order; `said` is the line for the row that is answered."""
-
+def _worker_order(name: str, text: str) -> click.Command:
     @click.command(name, help=text)
-    @click.argument("whom", metavar=metavar)
+    @click.argument("worker_id", metavar="ID")
     @click.pass_obj
     @faults_told()
-    def order(env_file: Path, whom: str) -> None:
-        settings = settings_from(env_file, os.environ)
-        row = call(settings, "POST", f"{path}/{quote(whom, safe='')}/{name}")
-        click.echo(said.format_map(row))
+    def order(env_file: Path, worker_id: str) -> None:
+        settings, path = settings_from(env_file, os.environ), f"/admin/instances/{quote(worker_id, safe='')}"
+        call(settings, "POST", f"{path}/{name}")
+        row = call(settings, "GET", path)  # the order's own answer has the state from before it
+        click.echo(f"{row['id']}  {row['state']}")
 
     return order
 
 
-def _worker_order(name: str, text: str) -> click.Command:
-    return _order(name, "ID", "/admin/instances", "{id}  {state}", text)
-
-
 def _gpu_order(name: str, text: str) -> click.Command:
-    return _order(name, "GPU", "/admin/gpus", "GPU {index} {uuid}  {verdict}", text)
+    @click.command(name, help=text)
+    @click.argument("gpu", metavar="GPU")
+    @click.pass_obj
+    @faults_told()
+    def order(env_file: Path, gpu: str) -> None:
+        row = call(settings_from(env_file, os.environ), "POST", f"/admin/gpus/{quote(gpu, safe='')}/{name}")
+        click.echo(f"GPU {row['index']} {row['uuid']}  {row['verdict']}")
+
+    return order
 
 
 @click.command()
@@ -117,8 +120,9 @@ def _gpu_order(name: str, text: str) -> click.Command:
 def logs(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
     """Print the log of a worker, or of the primary."""
     path = f"/admin/instances/{quote(worker_id, safe='')}/logs?n={count}&follow={int(follow)}"
-    for line in lines(settings_from(env_file, os.environ), path):
-        click.echo(line)
+    with suppress(KeyboardInterrupt):  # it is how one stops following
+        for line in lines(settings_from(env_file, os.environ), path):
+            click.echo(line)
 
 
 @click.command()
@@ -127,9 +131,10 @@ def logs(env_file: Path, worker_id: str, follow: bool, count: int) -> None:
 @click.pass_obj
 @faults_told()
 def events(env_file: Path, follow: bool, as_json: bool) -> None:
-    """Print what happened: every change of a worker or GPU with its cause."""
-    for line in lines(settings_from(env_file, os.environ), f"/admin/events?follow={int(follow)}"):
-        click.echo(line if as_json else show.event(json.loads(line)))
+    """Print every change of a worker or GPU, with its cause."""
+    with suppress(KeyboardInterrupt):  # as for logs
+        for line in lines(settings_from(env_file, os.environ), f"/admin/events?follow={int(follow)}"):
+            click.echo(line if as_json else show.event(json.loads(line)))
 
 
 @click.command()
@@ -142,20 +147,20 @@ def gpus(env_file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=1))
     else:
-        Console().print(show.gpus(answer))
+        show.console().print(show.gpus(answer))
 
 
 COMMANDS: tuple[click.Command, ...] = (
     status,
     spawn,
     prune,
-    _worker_order("drain", "Give a worker no new requests, and wait for those it has (it stays, cordoned)."),
+    _worker_order("drain", "Cordon a worker, and let the requests that it has end."),
     _worker_order("cordon", "Give a worker no new requests."),
     _worker_order("uncordon", "Give a worker requests again."),
     _worker_order("restart", "Drain a worker and start it again."),
     logs,
     events,
     gpus,
-    _gpu_order("quarantine", "Take a GPU out of use: its workers are drained and stopped, until it is released."),
+    _gpu_order("quarantine", "Take a GPU out of use. Its workers are drained and stopped, until it is released."),
     _gpu_order("release", "Let a quarantined GPU be used again."),
 )

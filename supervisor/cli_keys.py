@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 
 from supervisor import show
 from supervisor.admin_client import call
@@ -64,7 +63,7 @@ def keys(context: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=1))
     elif answer["keys"]:
-        Console().print(show.keys(answer["keys"]))
+        show.console().print(show.keys(answer["keys"]))
     else:
         click.echo("no keys; make one with: chimera keys create NAME")
     if answer["keys"] and not answer["required"] and not as_json:

@@ -23,7 +23,7 @@ from supervisor.unit_files import SYSTEM_UNITS, drop_ins
 @click.pass_obj
 @faults_told()
 def reload(env_file: Path) -> None:
-    """Let changed settings count: those that can at once, others by restarting worker after worker."""
+    """Let changed settings count. Some do at once, for others worker after worker restarts."""
     written, _ = read_dotenv(env_file)
     state_dir = state_dir_of(os.environ, written)
     # systemd tells ExecReload= whom it means
@@ -42,7 +42,7 @@ def reload(env_file: Path) -> None:
 @click.pass_obj
 @faults_told()
 def upgrade_check(env_file: Path) -> None:
-    """Say whether this version accepts the present configuration and the database; nothing is changed."""
+    """Say whether this version accepts the settings and database. Nothing is changed."""
     settings = servable_settings(env_file, os.environ)
     ollama = locate_ollama(settings, os.environ)
     from supervisor.root_refusals import database_for  # it takes a while to import
@@ -57,7 +57,7 @@ def upgrade_check(env_file: Path) -> None:
 @click.pass_obj
 @faults_told()
 def units(env_file: Path, write: bool, into: Path) -> None:
-    """Show what of systemd's units follows from the settings: where the socket listens, what may be written."""
+    """Show what of systemd's units follows from the settings."""
     settings = servable_settings(env_file, os.environ)
     made = drop_ins(settings, _addresses(settings))
     if not write:

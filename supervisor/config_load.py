@@ -5,6 +5,7 @@ Pure: the environment and the lines of `.env` are handed in. An empty value coun
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -84,6 +85,8 @@ def _checked(values: Mapping[str, str]) -> tuple[Settings | None, dict[str, str]
 def _plain(message: str, written: str | None) -> str:
     """Return pydantic's message in our words, with what was written unless it is there already."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    for theirs, ours in (("integer", "a whole number"), ("number", "a number"), ("boolean", "true or false")):
+        message = re.sub(rf"a valid {theirs}(, .*)?$", ours, message)
     if written is None or repr(written) in message or message.startswith("'"):
         return message
     return f"{message} (it is {written!r})"

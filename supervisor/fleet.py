@@ -42,6 +42,7 @@ class Fleet:
         self._next_number = 0
         self._nursery: trio.Nursery | None = None
         self.workers: dict[str, Worker] = {}
+        self.unplaced: tuple[str, ...] = ()  # what of WORKERS has no place here, a sentence each
 
     async def run(
         self, placements: Sequence[Placement], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

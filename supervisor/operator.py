@@ -72,12 +72,16 @@ class Operator:
         }  # fmt: skip
 
     def gpus(self) -> Row:
-        """The GPUs: memory, utilisation, temperature, power, processes, verdict; `fault` says why there are none."""
+        """The GPUs: memory, utilisation, temperature, power, processes, verdict; `fault` says why there are none.
+
+        `unplaced` says which parts of WORKERS have no place here.
+        """
         reading = self._ward.reading
         return {
             "gpus": [self._gpu_row(gpu) for gpu in reading.gpus],
             "driver_version": reading.driver_version,
             "fault": reading.fault,
+            "unplaced": list(self._fleet.unplaced),
         }
 
     def _gpu_row(self, gpu: Gpu) -> Row:
@@ -270,5 +274,5 @@ def _trouble_row(trouble: Trouble | None) -> Row | None:
 def _gpu_trouble(verdict: GpuVerdict) -> Row | None:
     if verdict.verdict == "well" or verdict.since_at is None:
         return None
-    tried = "its workers were ended or moved" if verdict.verdict == "quarantined" else "nothing"
+    tried = "its workers were ended or moved" if verdict.verdict == "quarantined" else "nothing was tried"
     return _trouble_row(Trouble(verdict.reason, verdict.since_at, tried, verdict.next))

@@ -69,12 +69,15 @@ class Gateway:
         self._own_log: LineWriter[None] = LineWriter("the access log", own_log_of(settings))
         self._tracing = tracing_of(settings)
         self._door: Door | None = None
+        self._metrics = metrics = Metrics(ModelLabels(supervision.models_here), lambda: certificate.ends_at_s)
         now = tuning_of(settings, self._own_log)
-        metrics = Metrics(ModelLabels(supervision.models_here))
         notes = WorkerLogNotes(lambda worker_id: settings.log_dir / f"{worker_id}.log", self._worker_logs, _now_utc)
         exchange = Exchange(admission, upstream, metrics, settings.ollama_port, supervision.fleet, notes)
         proxies = TrustedProxies(now.trusted_proxies)
-        self._pages = make_app(supervision.operator, admission, metrics, now.admin_token, keyring, proxies, now.domains)
+        self._pages = make_app(
+            supervision.operator, admission, metrics, now.admin_token, keyring, proxies, now.domains,
+            lambda: self._book.access,
+        )  # fmt: skip
         self._pulls = Pulls(exchange)
         self._book = Book(metrics, now.access, self._tracing)
         self._front = Front(
@@ -100,7 +103,7 @@ class Gateway:
         serving = partial(
             run_gateway, ByHost(front, AsgiLane(front, cast("App", self._pages)), no_page), sockets, express=front,
             tls=lambda: certificate.context, stall_timeout_s=settings.stall_timeout_s,
-            max_connections=fit_descriptors(settings.max_connections),
+            max_connections=fit_descriptors(settings.max_connections), refused=self._metrics.refused_at_door,
         )  # fmt: skip
         door: Door = await stack.enter_async_context(alongside(serving, started=True))
         self._door = door

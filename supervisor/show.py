@@ -1,5 +1,7 @@
 """Tables for the terminal."""
 
+import os
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -17,6 +19,19 @@ REFRESH_S = 1.0
 _STYLES = {"IDLE": "green", "BUSY": "green", "READY": "green", "STARTING": "yellow", "WARMING": "yellow",
            "BACKOFF": "red", "QUARANTINED": "red"}  # fmt: skip
 _VERDICTS = {"well": "green", "degraded": "yellow", "faulty": "red", "quarantined": "red"}
+
+
+# What is narrower cuts tables to pieces; a terminal that is breaks lines by itself.
+LEAST_COLUMNS = 80
+# Where no terminal is, whoever reads it breaks lines, or a program reads it.
+MOST_COLUMNS = 10_000
+
+
+def console() -> Console:
+    """Return what writes tables to standard output, as wide as its reader can have them (COLUMNS says otherwise)."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        return Console(width=MOST_COLUMNS)
+    return Console(width=max(LEAST_COLUMNS, Console().width))
 
 
 # What others wrote goes into Text: as a plain string rich would read "[/x]" in it as a wrong tag, and raise.
@@ -42,7 +57,9 @@ def status(url: str, fleet: Row, gpus_answer: Row) -> RenderableType:
 
 
 def _primary(row: Row) -> str:
-    return " ".join(str(part) for part in (row["state"], row["problem"], row["store"]) if part)
+    """Say how the primary is; what is wrong with it has a line of its own."""
+    told = () if row["trouble"] else (row["problem"], row["store"])
+    return " ".join(str(part) for part in (row["state"], *told) if part)
 
 
 def _workers(rows: list[Row]) -> Table:
@@ -74,7 +91,7 @@ def _trouble(row: Row) -> str:
 
 def _told(trouble: Row) -> str:
     """Say what is wrong, since when, what was tried and what happens next."""
-    return f"{trouble['what']}, since {_clock(trouble['since'])}. Tried: {trouble['tried']}. Next: {trouble['next']}."
+    return f"{trouble['what']}, since {_clock(trouble['since'])}; {trouble['tried']}; next: {trouble['next']}"
 
 
 def _clock(at: str) -> str:
@@ -85,8 +102,9 @@ def _clock(at: str) -> str:
 
 def gpus(answer: Row) -> RenderableType:
     """Return the table of GPUs, or the sentence that says why there are none."""
+    unplaced = [Text(line) for line in answer.get("unplaced") or ()]
     if not answer["gpus"]:
-        return Text(f"GPUs: none ({answer['fault'] or 'none found'})")
+        return Group(Text(f"GPUs: none ({answer['fault'] or 'none found'})"), *unplaced)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GPU", "name", "memory", "busy", "temperature", "power", "workers", "verdict"):
         table.add_column(name)
@@ -100,7 +118,7 @@ def gpus(answer: Row) -> RenderableType:
     told = [Text(f"GPU {row['index']}: {_told(row['trouble'])}") for row in answer["gpus"] if row["trouble"]]
     if answer["fault"]:
         told.append(Text(f"GPUs: {answer['fault']}"))
-    return Group(table, *told) if told else table
+    return Group(table, *told, *unplaced)
 
 
 def keys(rows: list[Row]) -> RenderableType:

@@ -138,7 +138,7 @@ class ModelStore:
                 tried, delay_s = back_off.failures, back_off.delay_s(random_unit())
                 times = "once" if tried == 1 else f"{tried} times"
                 self.progress = None
-                self.trouble = Trouble(str(error), since, f"tried {times}", f"next try in {delay_s:.0f} s")
+                self.trouble = Trouble(str(error), since, f"tried {times}", f"another try in {delay_s:.0f} s")
                 self._events.record(
                     "model_unavailable", level="error", model=model, cause=str(error), tried=tried,
                     retry_in_s=round(delay_s, 1),

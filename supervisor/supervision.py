@@ -118,11 +118,12 @@ class Supervision:
         self.house.settings = self.primary.house.settings = settings
 
     def _placements(self, settings: Settings) -> list[Placement]:
-        """Return where WORKERS wants a worker each; what of it cannot be had is logged."""
+        """Return where WORKERS wants a worker each; what of it cannot be had is logged, and kept for the operator."""
         cpu_workers = EMBEDDED_CPU_WORKERS if self._ollama.embedded else 1
         placements, faults = wanted_fleet(settings.workers, self._ward.reading.gpus, cpu_workers)
         for fault in faults:
             log.error(fault)
+        self.fleet.unplaced = tuple(faults)
         return placements
 
     async def _keep_models(self) -> None:

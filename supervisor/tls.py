@@ -138,6 +138,18 @@ def warnings_of(settings: Settings, now_s: float) -> list[str]:
     return found
 
 
+def ends_at_s(context: ssl.SSLContext, cert: Path) -> float | None:
+    """Return when the certificate that a context shows ends, in seconds since 1970; None where no client reads it.
+
+    Those that signed it, which follow it in the file, may end earlier. Raises BadConfiguration when there is no such
+    file.
+    """
+    try:
+        return float(ssl.cert_time_to_seconds(_said_by(context, trusting(cert))["notAfter"]))
+    except ssl.SSLError:
+        return None
+
+
 def _open_to_all(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IROTH)

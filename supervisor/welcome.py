@@ -2,11 +2,15 @@
 
 from typing import TextIO
 
+import structlog
 import trio
 
 from supervisor.config import Settings
 from supervisor.locate import Ollama
 from supervisor.operator import Operator
+from supervisor.output import forget
+
+log = structlog.get_logger("chimera")
 
 POLL_S = 0.1
 READY = {"IDLE", "BUSY"}
@@ -16,7 +20,11 @@ async def welcome(settings: Settings, operator: Operator, ollama: Ollama, out: T
     """Wait until every worker has settled, or failed while another is ready; then say so, once."""
     while not _settled(operator):
         await trio.sleep(POLL_S)
-    print(text(settings, operator, ollama), file=out, flush=True)
+    try:
+        print(text(settings, operator, ollama), file=out, flush=True)
+    except OSError as error:  # a full disk, a pipe that nobody reads: no reason not to serve
+        forget(out)
+        log.warning("the welcome could not be written", cause=error.strerror)
 
 
 def _settled(operator: Operator) -> bool:
@@ -34,8 +42,10 @@ def text(settings: Settings, operator: Operator, ollama: Ollama) -> str:
         place = f"GPU {row['gpu']['index']} {row['gpu']['name']}" if row["gpu"] else "CPU"
         how = " ".join(row["models"]) if row["state"] in READY else f"({row['state']})"
         lines.append(f"  {row['id']:<5} {place}, port {row['port']}, {row['slots']} slots{', ' if how else ''}{how}")
+    unplaced = operator.gpus()["unplaced"]
+    lines += [f"  {fault}" for fault in unplaced]
     if not rows:
-        lines.append("  the saved fleet is empty; add a worker with: chimera spawn")
+        lines.append(f"  {'' if unplaced else 'the saved fleet is empty; '}add a worker with: chimera spawn")
     if ollama.embedded:
         lines.append(f"  (the CPU build of Ollama with {ollama.embedded.model}; install Ollama itself to use GPUs)")
     url = settings.shown_url

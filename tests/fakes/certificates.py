@@ -1,6 +1,7 @@
 """Certificates for tests: an authority of their own, which nobody else trusts."""
 
 import ssl
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -34,9 +35,11 @@ def trusting(*protocols: str) -> ssl.SSLContext:
     return context
 
 
-def write_pair(folder: Path, *names: str, name: str = "server") -> tuple[Path, Path]:
+def write_pair(
+    folder: Path, *names: str, name: str = "server", ends_at: datetime | None = None
+) -> tuple[Path, Path]:  # fmt: skip
     """Write a certificate, with the authority's, and its key as a server's operator has them; return their paths."""
-    made = authority().issue_cert(*(names or NAMES))
+    made = authority().issue_cert(*(names or NAMES), not_after=ends_at)
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
     key.touch(0o600)

@@ -103,6 +103,7 @@ class Served:
 async def serve(
     nursery: trio.Nursery, app: App, stall_timeout_s: float = TOO_LONG_S, host: str = "127.0.0.1", bound: int = 100,
     lane: str = HYPERCORN, tls: Callable[[], ssl.SSLContext | None] | None = None,
+    refused: Callable[[int], None] = lambda _: None,
 ) -> Served:  # fmt: skip
     express = app.front if isinstance(app, Routed) and lane.startswith(EXPRESS) else None
     tls = tls or (certified if lane.endswith(OVER_TLS) else lambda: None)
@@ -113,7 +114,7 @@ async def serve(
         with life:
             await run_gateway(
                 app, sockets, express=express, tls=tls, stall_timeout_s=stall_timeout_s, max_connections=bound,
-                task_status=task_status,
+                refused=refused,                 task_status=task_status,
             )  # fmt: skip
         ended.set()
 

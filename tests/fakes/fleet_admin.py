@@ -84,7 +84,7 @@ class FakeFleet:
 
     def gpus(self) -> Row:
         """No GPU."""
-        return {"gpus": [], "driver_version": None, "fault": "no driver"}
+        return {"gpus": [], "driver_version": None, "fault": "no driver", "unplaced": []}
 
     def quarantine(self, gpu: str) -> Row:
         """Record an order."""

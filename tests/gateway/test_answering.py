@@ -123,7 +123,8 @@ async def test_beyond_the_bound_pages_are_answered_and_nothing_else(nursery: tri
             await go_on.wait()
         await ok(send)
 
-    served = await serve(nursery, app, bound=2)
+    refused: list[int] = []
+    served = await serve(nursery, app, bound=2, refused=refused.append)
     busy = [await connect(served) for _ in range(2)]
     for client in busy:
         await client.send(b"POST /api/chat HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -143,6 +144,7 @@ async def test_beyond_the_bound_pages_are_answered_and_nothing_else(nursery: tri
     await claude.send(b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n" + b"x" * 5000)
     assert b"overloaded_error" in await claude.until(b"}}")
     assert asked == ["/api/chat"] * 2 + ["/admin/instances"]
+    assert refused == [503, 503]
     go_on.set()
     for client in busy:
         assert (await client.until_closed()).endswith(b"ok")
@@ -175,7 +177,8 @@ async def test_where_there_is_no_place_at_all_one_is_told_so(
         await trio.sleep_forever()
 
     monkeypatch.setattr("gateway.connections.RESERVE", 0)
-    served = await serve(nursery, hangs, bound=1)
+    refused: list[int] = []
+    served = await serve(nursery, hangs, bound=1, refused=refused.append)
     busy = await connect(served)
     await busy.send(b"GET /api/chat HTTP/1.1\r\nHost: a\r\n\r\n")
     await asked.wait()
@@ -183,4 +186,5 @@ async def test_where_there_is_no_place_at_all_one_is_told_so(
     answer = await late.until_closed()
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"MAX_CONNECTIONS" in answer
+    assert refused == [503]
     served.life.cancel()

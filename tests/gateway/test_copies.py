@@ -31,6 +31,10 @@ def rows(path: Path) -> list[int]:
         return [number for (number,) in connection.execute("SELECT number FROM rows")]
 
 
+def nothing(_path: Path) -> None:
+    """Write nothing ahead."""
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if "copy" in path.name or "copying" in path.name)
 
@@ -70,7 +74,7 @@ def test_no_other_file_is_taken_for_a_copy(tmp_path: Path, source: sqlite3.Conne
     copies = Copies(tmp_path / "it.db")
     for number in range(5):
         add(source, number)
-        copies.make(source, alone=True)
+        copies.make(source, ahead=nothing)
     assert [copy.name for copy in copies.newest_first()] == ["it.db.copy-000005"]
     assert {path.name for path in tmp_path.iterdir()} >= set(others)
 
@@ -84,8 +88,31 @@ def test_of_a_database_that_has_not_changed_no_copy_is_made_but_older_ones_go(
         for _ in range(3):
             copies.make(source)
     assert names(tmp_path) == ["it.db.copy-000001", "it.db.copy-000002"]
-    copies.make(source, alone=True)
+    copies.make(source, ahead=nothing)
     assert names(tmp_path) == ["it.db.copy-000002"]
+
+
+def test_a_copy_may_have_what_the_database_is_to_have_next(tmp_path: Path, source: sqlite3.Connection) -> None:
+    def ahead(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            add(connection, 2)
+
+    copies = Copies(tmp_path / "it.db")
+    add(source, 1)
+    copies.make(source)
+    copies.make(source, ahead=ahead)
+    assert [rows(copy) for copy in copies.newest_first()] == [[1, 2]]
+    assert rows(tmp_path / "it.db") == [1]
+
+
+def test_what_cannot_be_written_ahead_leaves_no_copy_at_all(tmp_path: Path, source: sqlite3.Connection) -> None:
+    def fails(_path: Path) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    Copies(tmp_path / "it.db").make(source)
+    with pytest.raises(sqlite3.OperationalError):
+        Copies(tmp_path / "it.db").make(source, ahead=fails)
+    assert names(tmp_path) == []
 
 
 def test_a_folder_with_signs_in_its_name_is_one(tmp_path: Path, source: sqlite3.Connection) -> None:
@@ -113,7 +140,7 @@ def test_where_no_copy_can_be_made_the_older_ones_stay_but_for_one_that_was_to_b
         copies.make(source)
     assert names(tmp_path) == there
     with pytest.raises(OSError, match="No space"):
-        copies.make(source, alone=True)
+        copies.make(source, ahead=nothing)
     assert names(tmp_path) == []
 
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from gateway.labels import OTHER, ModelLabels, known_method, known_route, route_label, status_label
+from gateway.labels import (
+    DOOR_REASONS,
+    OTHER,
+    ModelLabels,
+    door_reason,
+    known_method,
+    known_route,
+    route_label,
+    status_label,
+)
 from gateway.ollama import Answerer
 
 
@@ -57,3 +66,7 @@ def test_there_are_never_more_models_than_agreed() -> None:
 
 def test_without_a_word_on_what_is_here_no_model_is_a_label() -> None:
     assert ModelLabels().of("a") == OTHER
+
+
+def test_a_refusal_at_the_door_has_one_of_few_reasons() -> None:
+    assert {door_reason(status) for status in range(1000)} == {*DOOR_REASONS.values(), OTHER}

@@ -196,3 +196,21 @@ def test_all_words_that_become_labels_are_of_fixed_sets() -> None:
     for phase in LEFT_IN:
         metrics.left(phase)
     assert metrics.render(0, [ROW], []).count(b'worker="gpu0-1"') == 5 + len(STATES), "w1 is gone, its counters too"
+
+
+def test_the_end_of_a_certificate_is_told_as_it_is_now_and_absent_without_one() -> None:
+    name = "chimera_tls_certificate_expires_timestamp_seconds"
+    ends_at_s: float | None = None
+    metrics = Metrics(certificate_ends_at_s=lambda: ends_at_s)
+    assert name not in metrics.render(0, [], []).decode()
+    ends_at_s = 1.9e9
+    assert f"{name} 1.9e+09\n" in metrics.render(0, [], []).decode()
+
+
+def test_what_is_refused_at_the_door_is_counted_by_reason() -> None:
+    metrics = Metrics()
+    for status in (400, 400, 503):
+        metrics.refused_at_door(status)
+    text = metrics.render(0, [], []).decode()
+    assert 'chimera_refused_at_door_total{reason="malformed"} 2.0' in text
+    assert 'chimera_refused_at_door_total{reason="no_place"} 1.0' in text

@@ -199,6 +199,36 @@ def test_nor_does_a_right_that_was_taken_away(kept: Path) -> None:
     assert [key.models for key in opened(kept).keys] == [False, False, False]
 
 
+def test_a_kill_in_the_midst_of_a_revocation_and_damage_after_it_bring_no_key_back(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: Database) -> None:
+        raise KeyboardInterrupt
+
+    store = opened(kept).store
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "transaction", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.revoke("k1", AT)
+    noise(kept / "chimera.db")
+    found = opened(kept)
+    assert not lets_in(found, SECRETS[0])
+    assert [key.name for key in found.keys] == ["n1"]
+
+
+def test_a_revocation_that_the_database_refuses_is_in_no_copy(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: Database) -> None:
+        raise DatabaseFault("it is locked")
+
+    store = opened(kept).store
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "transaction", refuses)
+        with pytest.raises(DatabaseFault):
+            store.revoke("k1", AT)
+    noise(kept / "chimera.db")
+    assert [key.name for key in opened(kept).keys] == ["n0", "n1"]
+
+
 def test_a_copy_that_cannot_be_made_fails_no_change(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -150,12 +150,15 @@ async def test_what_is_refused_is_answered_and_nothing_after_it_is_handed_on(
             await trio.lowlevel.wait_writable(line.client)
             left = left[line.client.send(left) :]
 
+    counted: list[int] = []
+    line.connections.refused = counted.append
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sends)
         with pytest.raises(trio.BrokenResourceError):
             await line.next()
         await line.stream.ended.wait()
     answer = line.take()
+    assert counted == [expected]
     assert (status(answer), answer.count(b"HTTP/1.1"), b"connection: close" in answer) == (expected, 1, True)
     with pytest.raises(trio.ClosedResourceError):
         await line.next()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from gateway.tally import Spread, Tally
+from gateway.tally import Moment, Spread, Tally
 
 BOUNDS = (0.1, 1, 5)
 LABELS = st.sampled_from(["a", "b"])
@@ -54,3 +54,12 @@ def test_a_series_that_is_removed_is_shown_no_more() -> None:
     tally.remove("never there")
     (family,) = tally.collect()
     assert family.samples == []
+
+
+def test_a_moment_is_absent_while_there_is_none() -> None:
+    at: float | None = None
+    registry = CollectorRegistry()
+    registry.register(Moment("chimera_z_timestamp_seconds", "Z", lambda: at))
+    assert [line for line in lines(registry) if not line.startswith("#")] == []
+    at = 1.5
+    assert "chimera_z_timestamp_seconds 1.5" in lines(registry)

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.fleet_metrics import STATES
-from gateway.labels import ModelLabels
+from gateway.labels import DOOR_REASONS, OTHER, ModelLabels
 from gateway.metrics import Metrics
 from gateway.phases import BREAKS, LEFT_IN, OUTCOMES, REFUSALS, TRY_OUTCOMES
 from supervisor.xid import XIDS, Action
@@ -27,7 +27,8 @@ DASHBOARD = FOLDER / "chimera.dashboard.json"
 OF_PROMETHEUS = {"job", "instance", "le"}
 VALUES = {
     "state": set(STATES), "outcome": {*OUTCOMES, *TRY_OUTCOMES}, "cause": {*REFUSALS.values(), *BREAKS},
-    "kind": {"prompt", "answer"}, "phase": set(LEFT_IN), "job": {"chimera", "$job"},
+    "kind": {"prompt", "answer"}, "phase": set(LEFT_IN), "reason": {*DOOR_REASONS.values(), OTHER},
+    "job": {"chimera", "$job"},
 }  # fmt: skip
 
 WORKER = {"id": "w1", "placement": "GPU-1", "state": "IDLE", "inflight": 0, "restarts": 0, "slots": 4}
@@ -40,10 +41,11 @@ GPU = {
 @cache
 def exported() -> dict[str, set[str]]:
     """Every series that /metrics can have, and its labels: of a gateway to which everything has happened."""
-    metrics = Metrics(ModelLabels(lambda: ["m:latest"]))
+    metrics = Metrics(ModelLabels(lambda: ["m:latest"]), lambda: 1.9e9)
     metrics.ended("/api/chat", 200, "ok", "m", 3.5)
     metrics.tried("w1", "ok")
     metrics.refused("queue_full")
+    metrics.refused_at_door(400)
     metrics.left("queue")
     metrics.broken("lost")
     metrics.tokens(1, 1, "m")

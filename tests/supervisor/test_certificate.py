@@ -1,6 +1,7 @@
 """The certificate that the gateway shows, while its files are renewed."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ async def test_renewed_files_are_shown(watched: Watched, tmp_path: Path) -> None
     assert watched.told() == ["certificate_renewed"]
     await watched.look()
     assert watched.told() == ["certificate_renewed"]
+
+
+async def test_when_it_ends_is_told_of_the_one_in_use(watched: Watched, tmp_path: Path) -> None:
+    ends = [datetime.now(UTC) + timedelta(days=days) for days in (40, 80)]
+    write_pair(tmp_path, ends_at=ends[0])
+    await watched.look()
+    assert watched.certificate.ends_at_s == int(ends[0].timestamp())
+    watched.key.write_text("no key")
+    await watched.look()
+    assert watched.certificate.ends_at_s == int(ends[0].timestamp()), "what cannot be used changes nothing"
+    write_pair(tmp_path, ends_at=ends[1])
+    await watched.look()
+    assert watched.certificate.ends_at_s == int(ends[1].timestamp())
 
 
 async def test_a_link_that_leads_elsewhere_is_a_renewal(watched: Watched, tmp_path: Path) -> None:
@@ -137,6 +151,7 @@ async def test_a_reload_that_was_quicker_than_a_look_counts(
 
 
 async def test_without_a_certificate_there_is_nothing_to_show_or_watch() -> None:
+    assert Certificate(server_context, settings(), EventLog()).ends_at_s is None
     it = Certificate(server_context, settings(), EventLog())
     assert it.context is None
     await it._look()

@@ -82,6 +82,18 @@ def test_help_names_every_command_of_the_contract(chimera: Chimera) -> None:
     }  # fmt: skip
     assert all(command.help for command in main.commands.values())
     assert chimera("--version").stdout.startswith("chimera, version ")
+    assert "..." not in done.stdout.partition("Commands:")[2]  # each has its whole sentence
+
+
+def test_ctrl_c_of_a_start_says_that_chimera_goes_on(chimera: Chimera, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("supervisor.background.start", interrupted)
+    done = chimera("start")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("chimera: interrupted; Chimera goes on in the background")
+    assert done.stderr.count("\n") == 1
 
 
 # -- config ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The commands for a running Chimera: what they ask of the gateway, and what they print."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -57,8 +58,38 @@ def test_prune_asks_for_what_was_named(asks: Chimera, gateway: Gateway, words: l
 
 @pytest.mark.parametrize("verb", ["drain", "cordon", "uncordon", "restart"])
 def test_orders_name_their_worker(asks: Chimera, gateway: Gateway, verb: str) -> None:
-    gateway.says(f"POST /admin/instances/w1/{verb}", WORKER | {"state": "CORDONED"}, 202)
+    gateway.says(f"POST /admin/instances/w1/{verb}", WORKER, 202)
+    gateway.says("GET /admin/instances/w1", WORKER | {"state": "CORDONED"})
     assert asks(verb, "w1").stdout == "w1  CORDONED\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status"], "chimera: interrupted\n"),
+        (["spawn", "--wait"], "chimera: interrupted; what was asked for goes on, see: chimera status\n"),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_what_goes_on(
+    asks: Chimera, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("httpx.Client.request", interrupted)
+    done = asks(*words)
+    assert (done.exit_code, done.stderr) == (1, said)
+
+
+def test_ctrl_c_is_the_way_to_stop_following(asks: Chimera, monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> None:
+    def interrupted(*_: object) -> Iterator[str]:
+        yield "one"
+        raise KeyboardInterrupt
+
+    gateway.says("GET /admin/instances/w1/logs?n=200&follow=1", b"one\n")
+    monkeypatch.setattr("httpx.Response.iter_lines", interrupted)
+    done = asks("logs", "-f", "w1")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "one\n", "")
 
 
 @pytest.mark.parametrize(("verb", "verdict"), [("quarantine", "quarantined"), ("release", "well")])

@@ -256,3 +256,10 @@ async def test_a_log_that_does_not_exist_yet_can_be_followed(tmp_path: Path) -> 
             await trio.testing.wait_all_tasks_blocked()
             log.write_text("hello\n")
         await lines.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+async def test_what_of_workers_has_no_place_here_is_told_with_the_gpus(tmp_path: Path) -> None:
+    async with desk(tmp_path, CPU) as it:
+        assert it.operator.gpus()["unplaced"] == []
+        it.fleet.unplaced = ("WORKERS: there is no GPU '7'",)
+        assert it.operator.gpus()["unplaced"] == ["WORKERS: there is no GPU '7'"]

@@ -58,7 +58,7 @@ def test_the_status_shows_gateway_primary_workers_and_gpus() -> None:
     (row,) = [line for line in text.splitlines() if line.startswith("w1")]
     assert row.split() == ["w1", "IDLE", "cpu", "11500", "1/4", "1", "min", "0", "400", "MiB", "12", "%", "tiny:latest"]
     assert "\nw2: out of memory, since 2001-02-03" in text
-    assert ". Tried: it was restarted. Next: it is tried again.\n" in text
+    assert "; it was restarted; next: it is tried again\n" in text
 
 
 def test_a_queue_shows_how_long_its_oldest_waits() -> None:
@@ -153,3 +153,24 @@ def test_keys_show_what_they_may_and_what_is_left_of_it() -> None:
     _, row = printed(show.keys([KEY])).splitlines()
     assert row.split()[:11] == ["k1", "laptop", "[/x]", "chimera-AAEC…", "2", "59", "of", "60", "-12", "of", "1000"]
     assert row.split()[11:14] == ["3", "yes", "2001-02-03"]
+
+
+def test_what_of_workers_has_no_place_is_said_below_the_gpus() -> None:
+    told = "WORKERS: there is no GPU '7'; GPUs here: none; only cpu"
+    assert printed(show.gpus(NO_GPUS | {"unplaced": [told]})) == f"GPUs: none (NVML library not found)\n{told}\n"
+    assert printed(show.gpus({"gpus": [GPU], "fault": None, "unplaced": [told]})).endswith(f"\n{told}\n")
+
+
+@pytest.mark.parametrize(("terminal", "columns", "width"), [
+    (False, None, show.MOST_COLUMNS), (False, "100", 100), (True, "30", show.LEAST_COLUMNS), (True, "120", 120),
+])  # fmt: skip
+def test_tables_are_as_wide_as_their_reader_can_have_them(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, columns: str | None, width: int
+) -> None:
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert show.console().width == width

@@ -121,7 +121,9 @@ async def test_a_pull_that_fails_is_tried_again_until_it_works(tmp_path: Path) -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.keep, "new")
             with trio.fail_after(30):
-                wording = r"new:latest cannot be pulled: no route to the registry; tried \d+ times, next try in \d+ s"
+                wording = (
+                    r"new:latest cannot be pulled: no route to the registry; tried \d+ times, another try in \d+ s"
+                )
                 while not re.fullmatch(wording, it.store.problem or ""):
                     await trio.sleep(0.005)
             trouble = it.store.trouble

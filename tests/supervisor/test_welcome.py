@@ -21,8 +21,12 @@ OLLAMA = Ollama(Path("/bin/ollama"))
 class Rows:
     """An operator of whom only the rows are asked."""
 
-    def __init__(self, *states: str) -> None:
+    def __init__(self, *states: str, unplaced: tuple[str, ...] = ()) -> None:
         self.states = states
+        self.unplaced = unplaced
+
+    def gpus(self) -> dict[str, Any]:
+        return {"gpus": [], "unplaced": list(self.unplaced)}
 
     def instances(self) -> list[dict[str, Any]]:
         return [
@@ -89,3 +93,16 @@ async def test_it_waits_until_each_worker_is_ready_or_has_failed_beside_a_ready_
         assert bool(out.getvalue()) is settled
         rows.states = ("IDLE",)
     assert out.getvalue().count("Chimera is ready") == 1
+
+
+def test_a_place_of_workers_that_is_not_here_is_said() -> None:
+    lines = text(
+        load_settings({"HOME": "/h"}, {}), cast("Operator", Rows(unplaced=("WORKERS: there is no GPU '0'",))), OLLAMA
+    )
+    assert "  WORKERS: there is no GPU '0'\n  add a worker with: chimera spawn\n" in lines
+
+
+def test_a_welcome_that_has_no_room_stops_nothing() -> None:
+    with Path("/dev/full").open("w") as full:
+        trio.run(welcome, load_settings({"HOME": "/h"}, {}), cast("Operator", Rows("IDLE")), OLLAMA, full)
+        full.flush()  # what could not be written is not tried again

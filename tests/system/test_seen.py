@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_a_stream_without_its_end_is_told_to_the_client_and_counted(faked: Chime
     assert "error" in json.loads(ask(faked, "cut-short").splitlines()[-1])
     (line,) = wait_for(lambda: [entry for entry in access_lines(faked) if entry["request"] == "cut-short"])
     assert (line["status"], line["outcome"]) == (200, "broken")
+
+
+def test_who_asks_for_a_change_is_in_the_log_and_what_is_refused_at_the_door_is_counted(faked: Chimera) -> None:
+    faked.start().ready(2)
+    spawned = faked.client.post("/admin/instances/spawn?gpu=cpu", headers={"x-request-id": "more"})
+    assert (spawned.status_code, spawned.headers["x-request-id"]) == (202, "more")
+    (line,) = wait_for(lambda: [entry for entry in access_lines(faked) if entry["request"] == "more"])
+    assert {"client": "127.0.0.1", "method": "POST", "path": "/admin/instances/spawn", "status": 202,
+            "outcome": "ok", "worker": None}.items() <= line.items()  # fmt: skip
+    with socket.create_connection((faked.client.base_url.host, faked.client.base_url.port or 80)) as rude:
+        rude.sendall(b"what?\r\n\r\n")
+        assert rude.recv(65536).startswith(b"HTTP/1.1 400 ")
+    counted = faked.client.get("/metrics").text
+    assert 'chimera_refused_at_door_total{reason="malformed"} 1.0' in counted
+    assert "chimera_tls_certificate" not in counted
+    assert not [entry for entry in access_lines(faked) if entry["path"] in ("/metrics", "/healthz")]
 
 
 def test_the_last_lines_are_written_before_the_end_and_no_secret_is_in_any(faked: Chimera) -> None:

@@ -4,6 +4,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ from tests.fakes.chimera import ROOT, Chimera, wait_for
 from tests.fakes.fake_ollama import write_control
 
 GENERATE = {"model": "tiny", "prompt": "hello"}
+ENDS = "chimera_tls_certificate_expires_timestamp_seconds "
 
 
 def settings(faked: Chimera, **names: object) -> None:
@@ -35,6 +37,11 @@ def secured(faked: Chimera, tmp_path: Path) -> Iterator[Chimera]:
     speaks_https(faked)
     yield faked
     faked.clean_up()
+
+
+def certificate_ends_at(secured: Chimera) -> float:
+    (line,) = [line for line in secured.client.get("/metrics").text.splitlines() if line.startswith(ENDS)]
+    return float(line.split()[1])
 
 
 def serial(faked: Chimera) -> str:
@@ -101,8 +108,10 @@ def test_a_renewed_certificate_is_shown_and_a_bad_one_is_told(secured: Chimera) 
         assert answer.http_version == "HTTP/2"
         lines = answer.iter_lines()
         next(lines)
-        write_pair(secured.folder)
+        ends_at = datetime.now(UTC).replace(microsecond=0) + timedelta(days=40)
+        write_pair(secured.folder, ends_at=ends_at)
         wait_for(lambda: serial(secured) != before)
+        assert certificate_ends_at(secured) == ends_at.timestamp()
         assert '"done":true' in list(lines)[-1].replace(" ", "")
     renewed = serial(secured)
     kept = (secured.folder / "server.key").read_bytes()
