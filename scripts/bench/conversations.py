@@ -1,7 +1,7 @@
 """Conversations with real Ollama: how soon later turns begin to be answered, by Chimera and by HAProxy leastconn.
 
-Several conversations go on at once, as an agent's do that works on several things in step: each begins with a longer
-text, then asks short questions about it, and all ask their next one when all are answered. Two scenes: two workers of
+Several conversations go on at once, as an agent's do that works on several things in step: each begins with a page of
+text (500 words), then asks short questions about it, and all ask their next one when all are answered. Two scenes: two workers of
 two slots, where chance alone meets the right worker every other time, and four workers of one slot, as on a machine
 with four cards.
 Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
@@ -34,7 +34,7 @@ from tests.fakes.chimera import chimera, free_ports
 MODEL = "gemma3:270m"
 # Workers, slots of each, and the criterion (criteria.py) that it decides.
 SCENES = ((2, 2, "turns_times_sooner_of_two"), (4, 1, "turns_times_sooner_of_four"))
-TALKS, TURNS, FIRST_WORDS = 4, 5, 250
+TALKS, TURNS, FIRST_WORDS = 4, 5, 500
 PEER_PORT_FROM = 28_000
 
 # The context is enough for some thousand words.
