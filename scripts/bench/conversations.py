@@ -1,9 +1,9 @@
 """Conversations with real Ollama: how soon later turns begin to be answered, by Chimera and by HAProxy leastconn.
 
 Several conversations go on at once, as an agent's do that works on several things in step: each begins with a page of
-text (500 words), then asks short questions about it, and all ask their next one when all are answered. Two scenes: two workers of
-two slots, where chance alone meets the right worker every other time, and four workers of one slot, as on a machine
-with four cards.
+text (500 words), then asks short questions about it, and all ask their next one when all are answered. Two scenes: two
+workers of two slots, where chance alone meets the right worker every other time, and four workers of one slot, as on a
+machine with four cards.
 Ollama keeps what it computed of the last prompts, so a turn is quick where the turns before it were answered, and slow
 elsewhere. (Each asking again at once by itself, there would be nothing to choose: the only free slot would be the one
 that the same conversation has just left.) A worker computes in one thread, as it would have a card of its own: with
