@@ -112,7 +112,7 @@ def test_a_lost_gpu_is_quarantined_and_comes_back_by_itself(gpus: Chimera, nvml:
     assert gpus.client.post("/admin/instances/w2/restart").status_code == 409
     status = gpus.command("status").stdout
     assert "QUARANTINED" in status
-    assert "Next: it is released by itself" in " ".join(status.split())
+    assert "next: it is released by itself" in " ".join(status.split())
     nvml.gpus[1].ret = 0
     nvml.write()
     wait_for(lambda: gpus.instance("w2")["state"] in ("IDLE", "BUSY"), 90)
