@@ -74,15 +74,15 @@ def _calls() -> Iterator[Sequence[str]]:
 
 
 def _metrics() -> Iterator[Sequence[str]]:
-    for family in text_string_to_metric_families(_exported()):
+    for family in text_string_to_metric_families(exported()):
         if family.name.startswith("chimera_"):
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             name = f"{family.name}_total" if family.type == "counter" else family.name
             yield f"`{name}`", family.type, ", ".join(sorted(labels)), family.documentation
 
 
-def _exported() -> str:
-    """Return the metrics of a gateway to which everything has happened once."""
+def exported(worker: dict[str, Any] = _WORKER, gpu: dict[str, Any] = _GPU) -> str:
+    """Return the metrics of a gateway to which everything has happened once, with one worker and one GPU."""
     metrics = Metrics(ModelLabels(lambda: ["m:latest"]), lambda: 0.0)
     metrics.ended("/api/chat", 200, "ok", "m", 1.0)
     metrics.tried("w1", "ok")
@@ -91,7 +91,7 @@ def _exported() -> str:
     metrics.left("queue")
     metrics.broken("lost")
     metrics.tokens(1, 1, "m")
-    return metrics.render(0, [_WORKER], [_GPU]).decode()
+    return metrics.render(0, [worker], [gpu]).decode()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,7 +1,7 @@
 """One request from arrival to its last byte, with scripted workers on real sockets."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -53,14 +53,6 @@ async def ask(hall: Hall, path: str = "/api/chat", reply: RecordingReply | None 
     reply = RecordingReply() if reply is None else reply
     await hall.exchange.infer(request(path), ASK, BODY, reply)
     return reply
-
-
-@pytest.fixture
-async def hall(nursery: trio.Nursery) -> AsyncIterator[Hall]:
-    made = Hall(nursery)
-    yield made
-    made.upstream.close()
-    assert repr(made.admission) == NOTHING_LEFT
 
 
 # -- an answer -------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.fleet_metrics import STATES
-from gateway.labels import DOOR_REASONS, OTHER, ModelLabels
-from gateway.metrics import Metrics
+from gateway.labels import DOOR_REASONS, OTHER
 from gateway.phases import BREAKS, LEFT_IN, OUTCOMES, REFUSALS, TRY_OUTCOMES
+from scripts.reference import exported as exported_text
 from supervisor.xid import XIDS, Action
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "monitoring"
@@ -41,17 +41,8 @@ GPU = {
 @cache
 def exported() -> dict[str, set[str]]:
     """Every series that /metrics can have, and its labels: of a gateway to which everything has happened."""
-    metrics = Metrics(ModelLabels(lambda: ["m:latest"]), lambda: 1.9e9)
-    metrics.ended("/api/chat", 200, "ok", "m", 3.5)
-    metrics.tried("w1", "ok")
-    metrics.refused("queue_full")
-    metrics.refused_at_door(400)
-    metrics.left("queue")
-    metrics.broken("lost")
-    metrics.tokens(1, 1, "m")
-    text = metrics.render(0, [WORKER], [GPU]).decode()
     found: dict[str, set[str]] = {"up": set()}  # Prometheus' own
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(exported_text(WORKER, GPU)):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
