@@ -299,10 +299,10 @@ async def _pass_on(answer: Answer, chunk: bytes, now: float, reply: Reply, relay
     direct = reply.direct
     full = False
 
-    def take(part: bytes, now: float) -> bool:
+    def take(part: bytes, chunk: bytes, now: float) -> bool:
         nonlocal full
         relayed.came(part, now)
-        full = direct is not None and direct.put(part)
+        full = direct is not None and direct.put(part, chunk)
         return full
 
     while chunk:

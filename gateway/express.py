@@ -234,12 +234,18 @@ class ExpressReply:
         if self.put(data):
             await self.room()
 
-    def put(self, data: bytes) -> bool:
-        """Send a part of the body; say whether to wait for `room` before the next. Raises ClientGone."""
+    def put(self, data: bytes, chunk: bytes = b"") -> bool:
+        """Send a part of the body; say whether to wait for `room` before the next. Raises ClientGone.
+
+        `chunk`: the same as a chunk, which goes as it came where the answer is in chunks too.
+        """
         if not data or self._bodiless:
             return False
         self.sent_bytes += len(data)
-        framed = b"%b%x\r\n%b\r\n" % (self._ahead, len(data), data) if self._chunked else self._ahead + data
+        if self._chunked:
+            framed = self._ahead + chunk if chunk else b"%b%x\r\n%b\r\n" % (self._ahead, len(data), data)
+        else:
+            framed = self._ahead + data
         self._ahead = b""
         try:
             return self._stream.put(framed)

@@ -63,16 +63,15 @@ class Link:
                 over = True
                 trio.lowlevel.reschedule(task)
 
-        def ready() -> None:
+        def ready(now: float) -> None:
             nonlocal fault
             if over:
                 return
             try:
-                data, now = self.sock.recv(READ_BYTES), trio.current_time()
-                if take(data, now):
+                if take(self.sock.recv(READ_BYTES), now):
                     wake()
                 else:
-                    self._wait_until(now + stall_timeout_s)
+                    self.due = now + stall_timeout_s  # later than before: patience looks when it was to end
             except BlockingIOError:
                 pass
             except BaseException as error:

@@ -9,23 +9,31 @@ from collections.abc import Callable
 
 import trio
 
+from gateway.turns import Turn
+
+Tell = Callable[[float], None]
+
 
 class Readiness:
     """An epoll set, and whom it tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stays: bool = False) -> None:
+        """`stays`: what comes, comes often, and whoever tells waits for the next of it where it is (gateway.turns)."""
+        self._stays = stays
         self._epoll = select.epoll()
-        self._told: dict[int, Callable[[], None]] = {}
+        self._told: dict[int, Tell] = {}
 
-    def join(self, descriptor: int, events: int, tell: Callable[[], None]) -> None:
-        """Have `tell` called when one of `events` (epoll_ctl(2)) is there. It must not block, nor raise.
+    def join(self, descriptor: int, events: int, tell: Tell) -> None:
+        """Have `tell` called, with trio's time, when one of `events` (epoll_ctl(2)) is there.
+
+        It must not block, nor raise. The time is that at which it was seen that something is there, once for all.
 
         Raises OSError when the descriptor is closed already.
         """
         self._epoll.register(descriptor, events)
         self._told[descriptor] = tell
 
-    def leave(self, descriptor: int, tell: Callable[[], None]) -> None:
+    def leave(self, descriptor: int, tell: Tell) -> None:
         """Tell of it no more. It may be closed by now, or not have joined."""
         # a descriptor that was closed may be another connection's by now: that one is not to be taken out
         if self._told.get(descriptor) == tell:
@@ -37,12 +45,22 @@ class Readiness:
 
     async def run(self) -> None:
         """Tell whom it concerns. Cancellation: nobody hears of anything any more."""
+        turn = Turn(self._epoll) if self._stays else None
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for descriptor, _ in self._epoll.poll(0):
-                    tell = self._told.get(descriptor)
-                    if tell is not None:
-                        tell()
+                stays = turn is not None and turn.alone()
+                self._tell_all()
+                while stays and turn is not None and turn.wait():
+                    self._tell_all()
         finally:
+            if turn is not None:
+                turn.close()
             self._epoll.close()
+
+    def _tell_all(self) -> None:
+        now = trio.current_time()
+        for descriptor, _ in self._epoll.poll(0):
+            tell = self._told.get(descriptor)
+            if tell is not None:
+                tell(now)

@@ -20,10 +20,10 @@ from gateway.traceparent import TraceParent
 class Direct(Protocol):
     """A client that can be written to without waiting."""
 
-    def put(self, data: bytes) -> bool:
+    def put(self, data: bytes, chunk: bytes = b"") -> bool:
         """Send a part of the body, at once as far as it goes; say whether to wait for `room` before the next.
 
-        Raises ClientGone.
+        `chunk`: the same as a chunk of HTTP/1.1 (RFC 9112, 7.1), if it is there. Raises ClientGone.
         """
 
     async def room(self) -> None:

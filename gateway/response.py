@@ -5,12 +5,16 @@ encoding. What it leaves to its caller is here: the bound of a head, information
 without a body or without an end of their own (RFC 9112, 6.3), and bytes after the end, which belong to no request.
 """
 
+import re
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gateway.headers import Headers, value_of
 
 HEAD_BYTES = 128 * 1024
 _VERSIONS = ("1.1", "1.0")
+# A chunk's size, as RFC 9112, 7.1, has it: no sign, no blank, no extension, and not so long that it could be wrong.
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,7})\r\n")
 
 
 class Malformed(Exception):
@@ -18,11 +22,15 @@ class Malformed(Exception):
 
 
 class Response:
-    """One answer. `parts` is what has come of its body, to be taken; `fault` says why no more of it can come."""
+    """One answer. `parts` is what has come of its body, to be taken; `fault` says why no more of it can come.
+
+    `between`: all that has come is whole chunks, so that the next byte is of another one's size. A chunk that comes
+    then, alone and whole (`chunk_of`), need not be fed: nothing is different after it.
+    """
 
     __slots__ = (
-        "_head_bytes", "_head_request", "_informational", "_parser", "_until_end", "ended", "extra", "fault", "headers",
-        "keeps", "parts", "started", "status",
+        "_head_bytes", "_head_request", "_informational", "_parser", "_until_end", "between", "ended", "extra", "fault",
+        "headers", "keeps", "parts", "started", "status",
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
@@ -32,6 +40,7 @@ class Response:
         self.parts: list[bytes] = []
         self.started = False  # its head is complete
         self.ended = False
+        self.between = False
         self.extra = False  # something came after its end
         self.keeps = False  # the connection may be used again
         self.fault: str | None = None
@@ -48,6 +57,8 @@ class Response:
             return
         try:
             self._parser.feed_data(data)
+            # a part of the next size line calls nothing yet
+            self.between = self.between and data.endswith(b"\r\n")
         except (HttpParserError, HttpParserUpgrade) as error:
             # what breaks after the end breaks no answer
             self._break("it speaks no HTTP/1.1 that was asked for" if self.ended else _why(error))
@@ -110,6 +121,14 @@ class Response:
         self._until_end = coding is None and value_of(self.headers, b"content-length") is None
         self.ended = self._head_request
 
+    def on_chunk_header(self) -> None:
+        """A chunk's size has come, the last one's of nought too."""
+        self.between = False
+
+    def on_chunk_complete(self) -> None:
+        """All of a chunk has, and the end of its line. Of the last one: all of the answer."""
+        self.between = not self.ended
+
     def on_body(self, data: bytes) -> None:
         """A part of it, a chunk or what has come of one."""
         if self.ended:
@@ -123,6 +142,15 @@ class Response:
             self.headers.clear()
         else:
             self.ended = True
+
+
+def chunk_of(data: bytes) -> bytes:
+    """Return what is in a chunk, if `data` is exactly one of RFC 9112, 7.1, b"" for anything else and the last one."""
+    size = _SIZE_LINE.match(data)
+    if size is None or not data.endswith(b"\r\n"):
+        return b""
+    body = data[size.end() : -2]
+    return body if len(body) == int(size[1], 16) else b""
 
 
 def _why(error: Exception) -> str:

@@ -17,7 +17,7 @@ from gateway.headers import Headers
 from gateway.link import Late, Link, connect
 from gateway.patience import Patience
 from gateway.readiness import Readiness
-from gateway.response import Response
+from gateway.response import Response, chunk_of
 
 IDLE_PER_WORKER = 64
 
@@ -61,19 +61,22 @@ class Answer:
         self.ended = response.ended
         return response.take()
 
-    async def each(self, take: Callable[[bytes, float], bool]) -> None:
-        """Give what comes of the body to `take`, with trio's time, until that says True or there is something else.
+    async def each(self, take: Callable[[bytes, bytes, float], bool]) -> None:
+        """Give what comes of the body to `take` until that says True or there is something else.
 
-        That is the end, a fault or a stall: `read` then says which. What `take` raises is raised here; it must not
-        block.
+        `take` gets a part, the same as the chunk that it came in (b"" where it did not come as one), and trio's time.
+        Something else is the end, a fault or a stall: `read` then says which. What `take` raises is raised here; it
+        must not block.
         """
         response = self.response
 
         def feed(data: bytes, now: float) -> bool:
+            if response.between and (part := chunk_of(data)):
+                return take(part, data, now)
             response.feed(data)
             stop = response.ended or response.fault is not None
             if response.parts:
-                stop = take(response.take(), now) or stop
+                stop = take(response.take(), b"", now) or stop
             return stop
 
         if response.parts or response.ended or response.fault is not None:
@@ -94,7 +97,7 @@ class Upstream:
         self._stall_timeout_s = stall_timeout_s
         self._idle: dict[int, list[Link]] = {}
         self._patience = Patience()
-        self._readiness = Readiness()
+        self._readiness = Readiness(stays=True)
 
     async def run(self) -> None:
         """Watch over both timeouts, and over the answers that stream. Cancellation ends that."""

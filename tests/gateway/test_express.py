@@ -128,6 +128,28 @@ async def test_head_and_first_part_go_out_together_and_each_part_as_it_comes(hou
     await client.until(b"0\r\n\r\n")
 
 
+async def test_a_chunk_that_comes_by_itself_goes_as_it_came_and_is_counted(house: House) -> None:
+    """Whoever wrote its size with a nought before it: nothing is written anew that is right as it is."""
+    end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(LINE), LINE)
+    parts = [b"05\r\nhello\r\n", b"00A\r\nto you\r\n??\r\n", b"3\r\n", b"yes\r\n", end]
+    seen = [parts[0], parts[1], b"", b"3\r\nyes\r\n", end]
+    go_on = [trio.Event() for _ in parts]
+
+    async def rest(talk: Conversation) -> None:
+        for part, word in zip(parts, go_on, strict=True):
+            await word.wait()
+            await talk.send(part)
+
+    await house.hall.worker("a", starts(b"first\n", then=rest))
+    client = await house.client()
+    await client.post("/api/chat", CHAT)
+    await client.until(b"first\n\r\n")
+    for word, some in zip(go_on, seen, strict=True):
+        word.set()
+        await wait_all_tasks_blocked(0.02)
+        assert not some or await client.until(some) == some
+
+
 async def test_a_large_answer_comes_whole_to_a_client_that_reads_slowly(patient_house: House) -> None:
     size = 5_000_000
     await patient_house.hall.worker("a", streams(*[b"y" * 100_000] * (size // 100_000), kind="text/plain"))

@@ -12,6 +12,10 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.readiness import Readiness
 
 
+def _nothing(_now: float) -> None:
+    pass
+
+
 @pytest.fixture
 def readiness(nursery: trio.Nursery) -> Readiness:
     made = Readiness()
@@ -33,7 +37,7 @@ async def test_who_has_joined_is_told_until_it_leaves(
     ours, theirs = pair
     heard: list[bytes] = []
 
-    def tell() -> None:
+    def tell(_now: float) -> None:
         heard.append(ours.recv(100))
 
     readiness.join(ours.fileno(), select.EPOLLIN, tell)
@@ -53,7 +57,7 @@ async def test_what_was_there_before_is_told_of(
     theirs.send(b"x")
     told = trio.Event()
 
-    def tell() -> None:
+    def tell(_now: float) -> None:
         readiness.leave(ours.fileno(), tell)
         told.set()
 
@@ -65,21 +69,21 @@ async def test_what_was_there_before_is_told_of(
 async def test_a_closed_descriptor_cannot_join_and_may_leave(readiness: Readiness) -> None:
     ours, theirs = socket.socketpair()
     number = ours.fileno()
-    readiness.join(number, select.EPOLLIN, lambda: None)
+    readiness.join(number, select.EPOLLIN, _nothing)
     ours.close()
     theirs.close()
     with pytest.raises(OSError, match="descriptor"):
-        readiness.join(number, select.EPOLLIN, lambda: None)
-    readiness.leave(number, lambda: None)  # somebody else's word
+        readiness.join(number, select.EPOLLIN, _nothing)
+    readiness.leave(number, _nothing)  # somebody else's word
 
 
 async def test_one_that_leaves_while_others_are_told_is_not_told(readiness: Readiness) -> None:
     """Two are ready at once; the first to be told takes the other out."""
     pairs = [socket.socketpair() for _ in range(2)]
     told: list[int] = []
-    tells: list[Callable[[], None]] = []
+    tells: list[Callable[[float], None]] = []
 
-    def take_all_out(number: int) -> None:
+    def take_all_out(number: int, _now: float) -> None:
         told.append(number)
         for (ours, _), other in zip(pairs, tells, strict=True):
             readiness.leave(ours.fileno(), other)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.response import HEAD_BYTES, Response
+from gateway.response import HEAD_BYTES, Response, chunk_of
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: application/json \r\ncontent-length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3;ext=1\r\nhel\r\n2\r\nlo\r\n0\r\nX-T: 1\r\n\r\n"
@@ -118,6 +118,59 @@ def test_it_reads_what_another_parser_writes(parts: list[bytes], chunked: bool) 
     said += worker.send(h11.EndOfMessage()) or b""
     response = fed(said)
     assert (b"".join(response.parts), response.ended, response.extra) == (b"".join(parts), True, False)
+
+
+# -- chunks that come alone --------------------------------------------------------------------------------------------
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (b"5\r\nhello\r\n", b"hello"),
+        (b"00A\r\nhello\r\nyou\r\n", b"hello\r\nyou"),
+        (b"5\r\nhello\r\n5\r\nhello\r\n", b""),
+        (b"5\r\nhello", b""),
+        (b"5\r\nhello\n\n", b""),
+        (b"6\r\nhello\r\n", b""),
+        (b"4\r\nhello\r\n", b""),
+        (b"5\nhello\r\n", b""),
+        (b"5;why\r\nhello\r\n", b""),
+        (b"+5\r\nhello\r\n", b""),
+        (b"0x5\r\nhello\r\n", b""),
+        (b"5 \r\nhello\r\n", b""),
+        (b"00000005\r\nhello\r\n", b""),
+        (b"0\r\n\r\n", b""),
+        (b"0\r\nA: b\r\n\r\n", b""),
+        (b"2\r\n", b""),
+        (b"\r\n", b""),
+        (b"", b""),
+    ],
+)
+def test_a_chunk_is_only_what_is_exactly_one(data: bytes, body: bytes) -> None:
+    assert chunk_of(data) == body
+
+
+@given(st.lists(st.sampled_from([b"x", b"\r\n", b"0\r\n", b"5\r\nhello\r\n", b"a" * 20]), max_size=5), st.data())
+def test_it_lies_between_chunks_only_where_the_next_byte_is_of_a_size(bodies: list[bytes], data: st.DataObject) -> None:
+    """However an answer is cut: a chunk of somebody else's making, put in there, would be one chunk more."""
+    said = HEAD
+    ends: dict[int, bytes] = {}
+    for body in bodies:
+        said += b"%x\r\n%b\r\n" % (len(body), body)
+        ends[len(said)] = b"".join(bodies[: len(ends) + 1])
+    whole = said + b"0\r\n\r\n"
+    cut = data.draw(st.integers(0, len(whole)))
+    cuts = sorted(data.draw(st.sets(st.integers(0, cut), max_size=4)) | {0, cut})
+    response = fed(*(whole[begin:end] for begin, end in pairwise(cuts)))
+    assert response.between == (cut in ends)
+    assert not response.between or b"".join(response.parts) == ends[cut]
+
+
+def test_an_answer_of_a_declared_length_has_nothing_between() -> None:
+    assert not fed(LENGTH).between
+    assert not fed(LENGTH[:-3]).between
 
 
 @given(st.binary(max_size=400))
