@@ -80,7 +80,9 @@ async def run_express(stream: GuardedStream, front: Front, leaving: Leaving) -> 
                 stream.express = False
                 stream.put_back(data)
                 return True
-            if not await _answer(hall, head, who, data[len(head.handed_on) :]):
+            body = ExpressBody(hall, data[len(head.handed_on) :])
+            del data  # it may wait long: what came is kept once, in its body
+            if not await _answer(hall, head, who, body):
                 break
     return False
 
@@ -96,10 +98,9 @@ class _Hall:
     life: trio.CancelScope
 
 
-async def _answer(hall: _Hall, head: Head, who: Answerer, data: bytes) -> bool:
-    """Answer one request, of whose body `data` has come; say whether the connection goes on to the next."""
+async def _answer(hall: _Hall, head: Head, who: Answerer, body: "ExpressBody") -> bool:
+    """Answer one request; say whether the connection goes on to the next."""
     stream = hall.stream
-    body = ExpressBody(hall, data)
     reply = ExpressReply(stream, head, body)
     request = _request(head, hall.caller.of(head.headers))
     request.notice = notice_of(reply.inform, request)

@@ -1,5 +1,7 @@
 """The express lane: what it takes, what it leaves to Hypercorn, and how its connections begin, go on and end."""
 
+import tracemalloc
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -10,7 +12,7 @@ from gateway.front import Front
 from gateway.head import understand
 from gateway.ollama import Answerer
 from gateway.stream import GuardedStream
-from tests.fakes.door import CHAT, EXPRESS, TOO_LONG_S, Connect, House, front_of, serve
+from tests.fakes.door import CHAT, EXPRESS, MAX_BODY_BYTES, TOO_LONG_S, Connect, House, front_of, serve
 from tests.fakes.hall import NOTHING_LEFT, Hall
 from tests.fakes.worker_server import Conversation, hangs, says, starts, streams
 
@@ -106,6 +108,23 @@ async def test_beyond_the_bound_connections_are_hypercorns(house: House, handed_
     await second.post("/api/chat", CHAT)
     assert b"MAX_CONNECTIONS" in await second.until_closed()
     assert len(handed_over) == 1
+
+
+async def test_while_a_request_waits_its_body_is_kept_once(house: House) -> None:
+    """In whatever parts it came: what waits is counted by its size (QUEUE_BYTES)."""
+    await house.hall.worker("a", hangs)
+    clients = [await house.client() for _ in range(5)]
+    body = CHAT[:-1] + b" " * (MAX_BODY_BYTES - len(CHAT)) + CHAT[-1:]
+    tracemalloc.start()
+    try:
+        for client in clients:  # the first is with its worker, the others wait
+            await client.post("/api/chat", body)
+            await wait_all_tasks_blocked(0.02)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert house.hall.admission.queue()["bytes"] == 4 * MAX_BODY_BYTES
+    assert 5 * MAX_BODY_BYTES < kept < 1.5 * 5 * MAX_BODY_BYTES
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
