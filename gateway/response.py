@@ -126,8 +126,8 @@ class Response:
         self.between = False
 
     def on_chunk_complete(self) -> None:
-        """All of a chunk has, and the end of its line. Of the last one: all of the answer."""
-        self.between = not self.ended
+        """All of a chunk has, and the end of its line; of the last one, all of the answer."""
+        self.between = True
 
     def on_body(self, data: bytes) -> None:
         """A part of it, a chunk or what has come of one."""
@@ -141,7 +141,7 @@ class Response:
         if self._informational:
             self.headers.clear()
         else:
-            self.ended = True
+            self.ended, self.between = True, False
 
 
 def chunk_of(data: bytes) -> bytes:

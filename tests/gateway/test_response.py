@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.response import HEAD_BYTES, Response, chunk_of
@@ -163,8 +163,10 @@ def test_it_lies_between_chunks_only_where_the_next_byte_is_of_a_size(bodies: li
     whole = said + b"0\r\n\r\n"
     cut = data.draw(st.integers(0, len(whole)))
     cuts = sorted(data.draw(st.sets(st.integers(0, cut), max_size=4)) | {0, cut})
+    assume(cut > 0)
     response = fed(*(whole[begin:end] for begin, end in pairwise(cuts)))
-    assert response.between == (cut in ends)
+    # where only a line's last byte was to come it is not seen, and the next chunk is read like any other
+    assert response.between == (cut in ends and cut - cuts[-2] > 1)
     assert not response.between or b"".join(response.parts) == ends[cut]
 
 
