@@ -9,7 +9,7 @@ So a ticket that comes can only be given a slot itself, and a slot that becomes 
 waits; the rest of the world is looked at when a worker comes, goes or changes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.affinity import Affinity, Life
@@ -44,6 +44,7 @@ class Dispatcher:
         self.wanted_workers: int | None = None
         self._random_unit = random_unit
         self._workers: dict[str, WorkerSlots] = {}
+        self._free: set[WorkerSlots] = set()  # those that have a slot to give
         self._paused: dict[str, WorkerSlots] = {}  # those that are passed over until a time, mostly none
         self._line = Line()
         self._turns = Turns()
@@ -137,6 +138,7 @@ class Dispatcher:
         self._paused.pop(worker_id, None)
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
+            self._free.discard(worker)
             self._affinity.forget(worker.life)
             self._paces.forget(worker.life)
 
@@ -257,12 +259,15 @@ class Dispatcher:
 
     # -- the decision --------------------------------------------------------------------------------------------
 
-    def _grant(self, changed: Iterable[WorkerSlots] | None = None) -> list[Ticket]:
+    def _grant(self, changed: Sequence[WorkerSlots] | None = None) -> list[Ticket]:
         """Give the free slots of `changed` workers (None: of all) to those whose turn it is, if they can use them."""
         granted: list[Ticket] = []
+        may_have = list(self._workers.values()) if changed is None else changed
+        for worker in may_have:
+            self._note_free(worker)
         if not self._line:
             return granted
-        for worker in list(self._workers.values()) if changed is None else changed:
+        for worker in may_have:
             while worker.free and (ticket := self._next_for(worker)) is not None:
                 best = worker if changed is not None else self._soonest(ticket, self._fitting(ticket))
                 self._line.remove(ticket)
@@ -317,6 +322,8 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> list[WorkerSlots]:
         """Return the workers with a slot that a ticket may have now."""
+        if not self._free:  # every time while tickets wait: to look at each worker would take most of a decision
+            return []
         model, tried, workers = ticket.model, ticket.excluded, self._workers.values()
         # while one of them is well, nobody is given a slot of one that is passed over
         well = [worker for worker in workers if worker.free and not worker.shuns(model) and worker.life not in tried]
@@ -326,6 +333,13 @@ class Dispatcher:
         kept = self._affinity.given(worker.life, ticket.model, worker.slots, ticket.prefix)
         ticket.lease = Lease(worker, ticket.model, kept)
         worker.take(ticket.lease, ticket.load_options)
+        self._note_free(worker)
+
+    def _note_free(self, worker: WorkerSlots) -> None:
+        if worker.free:
+            self._free.add(worker)
+        else:
+            self._free.discard(worker)
 
     def _soonest(self, ticket: Ticket, fitting: list[WorkerSlots]) -> WorkerSlots:
         """Return the worker that will answer soonest, of those with a free slot.

@@ -455,6 +455,10 @@ class Rush(RuleBasedStateMachine):
                 assert not any(self.may_use(ticket, worker) for ticket in self.desk.waiting)
 
     @invariant()
+    def it_is_known_which_workers_have_a_slot_to_give(self) -> None:
+        assert self.desk._free == {worker for worker in self.desk.ready() if worker.free}
+
+    @invariant()
     def the_queue_is_in_the_order_of_turns_and_each_callers_in_that_of_arrival(self) -> None:
         turns = [ticket.turn for ticket in self.desk.waiting]
         assert turns == sorted(turns)
