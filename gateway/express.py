@@ -244,12 +244,10 @@ class ExpressReply:
             return False
         self.sent_bytes += len(data)
         if self._chunked:
-            framed = self._ahead + chunk if chunk else b"%b%x\r\n%b\r\n" % (self._ahead, len(data), data)
-        else:
-            framed = self._ahead + data
-        self._ahead = b""
+            data = chunk or b"%x\r\n%b\r\n" % (len(data), data)
+        ahead, self._ahead = self._ahead, b""
         try:
-            return self._stream.put(framed)
+            return self._stream.put(ahead + data)
         except _GONE as error:
             raise ClientGone from error
 

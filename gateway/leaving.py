@@ -36,7 +36,7 @@ class Client:
         if self.gone and left is not None:
             left()
 
-    def leaves(self, _now: float = 0.0) -> None:
+    def leaves(self, _now: float) -> None:
         """It has left."""
         self.gone = True
         if self._tell is not None:

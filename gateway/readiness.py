@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-from gateway.turns import Turn
+from gateway.stay import Stay
 
 Tell = Callable[[float], None]
 
@@ -18,7 +18,7 @@ class Readiness:
     """An epoll set, and whom it tells."""
 
     def __init__(self, *, stays: bool = False) -> None:
-        """`stays`: what comes, comes often, and whoever tells waits for the next of it where it is (gateway.turns)."""
+        """`stays`: what comes, comes often, and whoever tells waits for the next of it where it is (gateway.stay)."""
         self._stays = stays
         self._epoll = select.epoll()
         self._told: dict[int, Tell] = {}
@@ -45,17 +45,16 @@ class Readiness:
 
     async def run(self) -> None:
         """Tell whom it concerns. Cancellation: nobody hears of anything any more."""
-        turn = Turn(self._epoll) if self._stays else None
+        stay = Stay(self._epoll) if self._stays else None
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                stays = turn is not None and turn.alone()
                 self._tell_all()
-                while stays and turn is not None and turn.wait():
+                while stay is not None and stay.wait():
                     self._tell_all()
         finally:
-            if turn is not None:
-                turn.close()
+            if stay is not None:
+                stay.close()
             self._epoll.close()
 
     def _tell_all(self) -> None:

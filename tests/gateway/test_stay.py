@@ -10,9 +10,9 @@ import trio
 from trio._core import _run as trio_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway import turns
+from gateway import stay
 from gateway.readiness import Readiness
-from gateway.turns import Turn
+from gateway.stay import Stay
 
 PARTS = 50
 
@@ -40,7 +40,7 @@ class Pair:
 @pytest.fixture(autouse=True)
 def _in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is forgotten is not saved by the second that a turn takes at most."""
-    monkeypatch.setattr(turns, "MOST_S", 60.0)
+    monkeypatch.setattr(stay, "MOST_S", 60.0)
 
 
 @pytest.fixture
@@ -84,20 +84,20 @@ async def test_with_a_trio_that_is_not_as_expected_each_part_costs_a_turn(
     pair: Pair, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, there: object
 ) -> None:
     monkeypatch.setattr(trio_run, "GLOBAL_RUN_CONTEXT", there)
-    made = Turn(select.epoll())
+    made = Stay(select.epoll())
     monkeypatch.undo()
     made.close()
-    assert not made.alone()
-    monkeypatch.setattr(turns, "_runner", lambda: None)
+    assert not made.wait()
+    monkeypatch.setattr(stay, "_runner", lambda: None)
     assert await _turns_for(pair, nursery) >= PARTS
 
 
 async def test_under_a_clock_that_is_not_the_real_one_nothing_is_waited_for(autojump_clock: MockClock) -> None:
     with select.epoll() as own:
-        turn = Turn(own)
+        made = Stay(own)
         await trio.lowlevel.checkpoint()
-        assert not turn.alone()
-        turn.close()
+        assert not made.wait()
+        made.close()
 
 
 # -- who else has something to do --------------------------------------------------------------------------------------
@@ -184,6 +184,23 @@ async def test_whom_a_deadline_wakes_in_the_same_turn_is_not_forgotten(pair: Pai
         threading.Event().wait(0.003)  # so that both have come when the turn begins
         with trio.fail_after(20):
             await slept.wait()
+
+
+async def test_whose_time_it_brings_forward_is_not_kept_waiting(pair: Pair, nursery: trio.Nursery) -> None:
+    readiness, sleep = Readiness(stays=True), trio.CancelScope()
+    nursery.start_soon(readiness.run)
+    await trio.lowlevel.checkpoint()
+
+    def bring_forward(now: float) -> None:
+        pair.tell(now)
+        sleep.deadline = now + 0.01
+
+    readiness.join(pair.ours.fileno(), select.EPOLLIN, bring_forward)
+    with trio.fail_after(20):
+        for _ in range(2):
+            pair.theirs.send(b"x")
+            with trio.CancelScope() as sleep:
+                await trio.sleep_forever()
 
 
 async def test_who_waits_until_all_are_idle_is_not_kept(pair: Pair, nursery: trio.Nursery) -> None:

@@ -20,14 +20,14 @@ from trio._core import _run as trio_run
 MOST_S = 1.0
 
 
-class Turn(trio.abc.Instrument):
-    """The turns of the task that makes it, which is the only one to use it. `close` it in the end."""
+class Stay(trio.abc.Instrument):
+    """Of the task that makes it, which is the only one to use it. `close` it in the end."""
 
     def __init__(self, own: select.epoll) -> None:
         """`own`: what the task waits for."""
         self._own = own.fileno()
         self._runner = _runner()
-        self._only_one = False
+        self._alone = False
         self._deadline = math.inf
         if self._runner is not None:
             self._both = select.epoll()
@@ -36,27 +36,24 @@ class Turn(trio.abc.Instrument):
             trio.lowlevel.add_instrument(self)
 
     def after_io_wait(self, timeout: float) -> None:
-        """Note, as trio's instrument, how many tasks a turn begins with, and which deadline is the next.
+        """Note, as trio's instrument, whether a turn of the loop begins with one task, and which deadline is the next.
 
-        Between here and their steps it may only have been a deadline that woke more of them, and then it is gone.
+        Between here and the tasks' steps it may only be a deadline that wakes more of them, and then it is gone.
         """
-        self._only_one = False
+        self._alone = False
         self._deadline = self._runner.deadlines.next_deadline()
-        self._only_one = len(self._runner.runq) == 1
-
-    def alone(self) -> bool:
-        """Say whether the task that asks, at the beginning of its step, is the only one of this turn of the loop."""
-        return self._only_one and self._runner.deadlines.next_deadline() == self._deadline
+        self._alone = len(self._runner.runq) == 1
 
     def wait(self) -> bool:
         """Wait, the whole process with it, until there is something in `own`; False: the turn is to be given away.
 
-        That is at once if anybody else can run, else as soon as anybody has to. Only if the task is `alone`.
+        That is at once if anybody else can run, else as soon as there is anything for anybody else.
         """
         runner = self._runner
-        if runner.runq or runner.waiting_for_idle:
+        if not self._alone or runner.runq or runner.waiting_for_idle:
             return False
-        left_s = runner.deadlines.next_deadline() - trio.current_time()
+        # one that woke somebody in this turn is not among trio's any more, one that was set in it is not noted here
+        left_s = min(self._deadline, runner.deadlines.next_deadline()) - trio.current_time()
         if left_s <= 0:
             return False
         there = self._both.poll(min(left_s, MOST_S))
@@ -70,7 +67,7 @@ class Turn(trio.abc.Instrument):
 
 
 def _runner() -> Any:
-    """Return what runs this task, None where it is not as `Turn` needs it."""
+    """Return what runs this task, None where it is not as `Stay` needs it."""
     within: Any = trio_run
     try:
         runner = within.GLOBAL_RUN_CONTEXT.runner
